@@ -1,0 +1,158 @@
+//! The stream property that intake publishes and scorers and picker read.
+
+use routing::{Candidate, PrefixMatch, RequestFeatures};
+
+use crate::WireError;
+use crate::values::{read_load, write_load};
+use crate::wire::{Reader, Writer};
+
+/// Name of the property; `set_property` with this one path element stores it.
+pub const FEATURES_PROPERTY: &str = "wasm_epp.features";
+/// Largest value; beyond it only the most promising candidates are published.
+pub const MAX_FEATURES_BYTES: usize = 16 << 10;
+
+/// A request's features and its candidates.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Features {
+    /// Scope of the (pool, model) pair.
+    pub scope: u16,
+    /// Epoch whose slots the candidates carry.
+    pub epoch: u64,
+    /// The request.
+    pub request: RequestFeatures,
+    /// Endpoints that may serve it.
+    pub candidates: Vec<Candidate>,
+    /// Whether candidates were left out for size.
+    pub is_cut: bool,
+}
+
+impl Features {
+    /// The property's value. Too many candidates: those with the deepest match stay, then the least
+    /// loaded ready ones.
+    pub fn encode(&self) -> Vec<u8> {
+        let whole = self.encode_all(&self.candidates.iter().collect::<Vec<_>>(), self.is_cut);
+        if whole.len() <= MAX_FEATURES_BYTES {
+            return whole;
+        }
+        let mut best: Vec<&Candidate> = self.candidates.iter().collect();
+        best.sort_by_key(|c| {
+            let waiting = c.load.waiting.unwrap_or(0);
+            (!c.load.is_ready, std::cmp::Reverse(c.matched.any_strides), waiting)
+        });
+        let per_candidate = whole.len().div_ceil(self.candidates.len().max(1));
+        let mut keep = MAX_FEATURES_BYTES / per_candidate.max(1);
+        loop {
+            let cut = self.encode_all(best.get(..keep).unwrap_or(&best), true);
+            if cut.len() <= MAX_FEATURES_BYTES || keep == 0 {
+                return cut;
+            }
+            keep -= keep.div_ceil(8);
+        }
+    }
+
+    fn encode_all(&self, candidates: &[&Candidate], is_cut: bool) -> Vec<u8> {
+        let mut writer = Writer::with_preamble(b'F', 64 + 80 * candidates.len());
+        writer.u64(self.epoch).u16(self.scope).u8(u8::from(is_cut));
+        let request = &self.request;
+        writer.text(&request.model);
+        writer.u32(request.prompt_bytes).u32(request.strides).u32(request.prompt_tokens);
+        writer.text(request.unmatched_reason.as_deref().unwrap_or_default());
+        writer.u16(candidates.len() as u16);
+        for candidate in candidates {
+            writer.u16(candidate.slot).text(&candidate.address);
+            write_load(&mut writer, &candidate.load, candidate.source, candidate.block_size_tokens);
+            let m = &candidate.matched;
+            writer.u32(m.gpu_strides).u32(m.gpu_tokens).u32(m.any_strides).u32(m.any_tokens);
+            writer.u32(m.gpu_blocks);
+        }
+        writer.0
+    }
+
+    /// Reads the property's value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(bytes);
+        reader.preamble(b'F')?;
+        let epoch = reader.u64()?;
+        let scope = reader.u16()?;
+        let is_cut = reader.u8()? != 0;
+        let model = reader.text("model")?.to_owned();
+        let (prompt_bytes, strides, prompt_tokens) = (reader.u32()?, reader.u32()?, reader.u32()?);
+        let reason = reader.text("unmatched reason")?;
+        let unmatched_reason = (!reason.is_empty()).then(|| reason.to_owned());
+        let request =
+            RequestFeatures { model, prompt_bytes, strides, prompt_tokens, unmatched_reason };
+        let mut candidates = Vec::new();
+        for _ in 0..reader.u16()? {
+            let slot = reader.u16()?;
+            let address = reader.text("address")?.to_owned();
+            let (load, source, block_size_tokens) = read_load(&mut reader)?;
+            let matched = PrefixMatch {
+                gpu_strides: reader.u32()?,
+                gpu_tokens: reader.u32()?,
+                any_strides: reader.u32()?,
+                any_tokens: reader.u32()?,
+                gpu_blocks: reader.u32()?,
+            };
+            candidates.push(Candidate { slot, address, load, source, block_size_tokens, matched });
+        }
+        reader.finish()?;
+        Ok(Self { scope, epoch, request, candidates, is_cut })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use routing::Load;
+
+    fn features(count: u16) -> Features {
+        let candidate = |slot: u16| Candidate {
+            slot,
+            address: format!("10.0.{}.{}:8000", slot / 256, slot % 256),
+            load: Load { is_ready: true, waiting: Some(u32::from(slot) % 7), ..Load::default() },
+            matched: PrefixMatch {
+                any_strides: u32::from(slot == 900) * 9,
+                ..PrefixMatch::default()
+            },
+            ..Candidate::default()
+        };
+        Features {
+            scope: 3,
+            epoch: 8,
+            request: RequestFeatures {
+                model: "m".into(),
+                strides: 9,
+                unmatched_reason: Some("r".into()),
+                ..RequestFeatures::default()
+            },
+            candidates: (0..count).map(candidate).collect(),
+            is_cut: false,
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        let features = features(5);
+        assert_eq!(Features::decode(&features.encode()), Ok(features));
+    }
+
+    #[test]
+    fn too_many_candidates_are_cut_to_the_most_promising() {
+        let bytes = features(1000).encode();
+        assert!(bytes.len() <= MAX_FEATURES_BYTES && bytes.len() > MAX_FEATURES_BYTES / 2);
+        let cut = Features::decode(&bytes).unwrap();
+        assert!(cut.is_cut);
+        assert_eq!(cut.candidates[0].slot, 900);
+        assert_eq!(cut.candidates[1].load.waiting, Some(0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(bytes: Vec<u8>) {
+            let mut framed = vec![b'F', 1];
+            framed.extend(bytes);
+            let _ = Features::decode(&framed);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The bytes that cross from the daemon to the filters and from filter to filter.
+//!
+//! No other crate serialises shared state. All integers are little-endian; every record starts with
+//! a magic or kind and a version, and readers refuse what they do not know. `README.md` beside this
+//! crate is the wire specification.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+mod ack;
+mod batch;
+mod bucket;
+mod features;
+mod head;
+mod key;
+mod row;
+mod values;
+mod wire;
+
+pub use ack::{Ack, AckStatus, Counters};
+pub use batch::{Batch, BatchBuilder, BatchHeader, MAX_BATCH_BYTES, MAX_BATCH_ENTRIES};
+pub use bucket::{BucketEntry, BucketWriter, MAX_BUCKET_BYTES, find_stride};
+pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
+pub use head::{Head, Transition};
+pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
+pub use row::{MAX_ROWS, WorkerRow};
+pub use values::{
+    Directory, DirectoryEntry, EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES,
+    ModelValue, Picks, Table, value_epoch,
+};
+pub use wire::WireError;
+
+/// Version of every format in this crate. Readers refuse any other.
+pub const FORMAT_VERSION: u8 = 1;

@@ -1,0 +1,445 @@
+//! Singleton values: directory, endpoint table, load table, model, picks.
+//!
+//! Each starts with kind, version and the epoch of its writer.
+
+use prefix::{STRIDE_BYTES, Seed};
+use routing::{Load, SourceState};
+
+use crate::WireError;
+use crate::wire::{Reader, Writer};
+
+/// Largest singleton value. 64 KB cost 5 µs to read and are read only when they changed.
+pub const MAX_SINGLETON_BYTES: usize = 64 << 10;
+
+/// Epoch that wrote `value`, of any kind that carries one.
+pub fn value_epoch(value: &[u8]) -> Option<u64> {
+    let mut reader = Reader::new(value);
+    reader.u16().ok()?;
+    reader.u64().ok()
+}
+
+fn start(kind: u8, epoch: u64) -> Writer {
+    let mut writer = Writer::with_preamble(kind, 256);
+    writer.u64(epoch);
+    writer
+}
+
+fn open<'a>(kind: u8, bytes: &'a [u8]) -> Result<(u64, Reader<'a>), WireError> {
+    let mut reader = Reader::new(bytes);
+    reader.preamble(kind)?;
+    Ok((reader.u64()?, reader))
+}
+
+/// Which (pool, model) pairs there are and under which scope their values lie.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Directory {
+    /// Writer's epoch.
+    pub epoch: u64,
+    /// All pairs, at most one per (pool, model).
+    pub entries: Vec<DirectoryEntry>,
+}
+
+/// One (pool, model) pair.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DirectoryEntry {
+    /// Number used in keys.
+    pub scope: u16,
+    /// Pool name, which is the proxy's cluster name.
+    pub pool: String,
+    /// Canonical model name.
+    pub model: String,
+    /// Other names that requests may use.
+    pub aliases: Vec<String>,
+}
+
+impl Directory {
+    /// The pair that serves `model`, by name or alias, in `pool`.
+    pub fn find(&self, pool: &str, model: &str) -> Option<&DirectoryEntry> {
+        self.entries.iter().find(|entry| {
+            entry.pool == pool
+                && (entry.model == model || entry.aliases.iter().any(|alias| alias == model))
+        })
+    }
+
+    /// The shared value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = start(b'D', self.epoch);
+        writer.u16(self.entries.len() as u16);
+        for entry in &self.entries {
+            writer.u16(entry.scope).text(&entry.pool).text(&entry.model);
+            writer.u16(entry.aliases.len() as u16);
+            for alias in &entry.aliases {
+                writer.text(alias);
+            }
+        }
+        writer.0
+    }
+
+    /// Reads the shared value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let (epoch, mut reader) = open(b'D', bytes)?;
+        let mut entries = Vec::new();
+        for _ in 0..reader.u16()? {
+            let scope = reader.u16()?;
+            let pool = reader.text("pool")?.to_owned();
+            let model = reader.text("model")?.to_owned();
+            let mut aliases = Vec::new();
+            for _ in 0..reader.u16()? {
+                aliases.push(reader.text("alias")?.to_owned());
+            }
+            entries.push(DirectoryEntry { scope, pool, model, aliases });
+        }
+        reader.finish()?;
+        Ok(Self { epoch, entries })
+    }
+}
+
+/// Endpoints of a scope: what changes rarely.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Table {
+    /// Writer's epoch.
+    pub epoch: u64,
+    /// Endpoints, ascending by slot.
+    pub endpoints: Vec<EndpointEntry>,
+}
+
+/// One endpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct EndpointEntry {
+    /// Number used in buckets.
+    pub slot: u16,
+    /// `ip:port` as the proxy spells it.
+    pub address: String,
+}
+
+impl Table {
+    /// The shared value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = start(b'T', self.epoch);
+        writer.u16(self.endpoints.len() as u16);
+        for endpoint in &self.endpoints {
+            writer.u16(endpoint.slot).text(&endpoint.address);
+        }
+        writer.0
+    }
+
+    /// Reads the shared value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let (epoch, mut reader) = open(b'T', bytes)?;
+        let mut endpoints = Vec::new();
+        for _ in 0..reader.u16()? {
+            let slot = reader.u16()?;
+            endpoints.push(EndpointEntry { slot, address: reader.text("address")?.to_owned() });
+        }
+        reader.finish()?;
+        Ok(Self { epoch, endpoints })
+    }
+}
+
+/// Loads of a scope's endpoints: what changes with every scrape.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct LoadTable {
+    /// Writer's epoch.
+    pub epoch: u64,
+    /// One record per endpoint, ascending by slot.
+    pub records: Vec<LoadRecord>,
+}
+
+/// Load, block size and source state of one endpoint.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct LoadRecord {
+    /// Slot in the table.
+    pub slot: u16,
+    /// Measured load.
+    pub load: Load,
+    /// State of the prefix source.
+    pub source: SourceState,
+    /// Tokens per block; 0 while unknown.
+    pub block_size_tokens: u32,
+}
+
+const READY: u8 = 1;
+const HAS_WAITING: u8 = 2;
+const HAS_RUNNING: u8 = 4;
+const HAS_USAGE: u8 = 8;
+
+pub(crate) fn write_load(writer: &mut Writer, load: &Load, source: SourceState, block: u32) {
+    let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+    writer.u8(flag(load.is_ready, READY)
+        | flag(load.waiting.is_some(), HAS_WAITING)
+        | flag(load.running.is_some(), HAS_RUNNING)
+        | flag(load.kv_usage_ratio.is_some(), HAS_USAGE));
+    writer.u8(source_code(source));
+    writer.u32(load.waiting.unwrap_or(0)).u32(load.running.unwrap_or(0));
+    writer.u32(load.kv_usage_ratio.unwrap_or(0.0).to_bits()).u32(block);
+}
+
+pub(crate) fn read_load(reader: &mut Reader<'_>) -> Result<(Load, SourceState, u32), WireError> {
+    let flags = reader.u8()?;
+    let source = source_of_code(reader.u8()?)?;
+    let (waiting, running) = (reader.u32()?, reader.u32()?);
+    let usage = f32::from_bits(reader.u32()?);
+    let block_size_tokens = reader.u32()?;
+    let has = |bit: u8| flags & bit != 0;
+    let load = Load {
+        is_ready: has(READY),
+        waiting: has(HAS_WAITING).then_some(waiting),
+        running: has(HAS_RUNNING).then_some(running),
+        kv_usage_ratio: (has(HAS_USAGE) && usage.is_finite()).then_some(usage),
+    };
+    Ok((load, source, block_size_tokens))
+}
+
+fn source_code(source: SourceState) -> u8 {
+    match source {
+        SourceState::None => 0,
+        SourceState::Live => 1,
+        SourceState::Resyncing => 2,
+        SourceState::Degraded => 3,
+        SourceState::Lost => 4,
+    }
+}
+
+fn source_of_code(code: u8) -> Result<SourceState, WireError> {
+    Ok(match code {
+        0 => SourceState::None,
+        1 => SourceState::Live,
+        2 => SourceState::Resyncing,
+        3 => SourceState::Degraded,
+        4 => SourceState::Lost,
+        _ => return Err(WireError::Range("source state")),
+    })
+}
+
+impl LoadTable {
+    /// The shared value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = start(b'L', self.epoch);
+        writer.u16(self.records.len() as u16);
+        for record in &self.records {
+            writer.u16(record.slot);
+            write_load(&mut writer, &record.load, record.source, record.block_size_tokens);
+        }
+        writer.0
+    }
+
+    /// Reads the shared value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let (epoch, mut reader) = open(b'L', bytes)?;
+        let mut records = Vec::new();
+        for _ in 0..reader.u16()? {
+            let slot = reader.u16()?;
+            let (load, source, block_size_tokens) = read_load(&mut reader)?;
+            records.push(LoadRecord { slot, load, source, block_size_tokens });
+        }
+        reader.finish()?;
+        Ok(Self { epoch, records })
+    }
+}
+
+/// What a filter must know to turn a request of this model into keys.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelValue {
+    /// Writer's epoch.
+    pub epoch: u64,
+    /// The pool's secret.
+    pub seed: Seed,
+    /// Buckets of the index, a power of two.
+    pub bucket_count: u32,
+    /// Bytes of text per token, for estimates of what was not matched.
+    pub bytes_per_token: f32,
+    /// `prompt::ModelSpec` as JSON.
+    pub spec_json: Vec<u8>,
+}
+
+impl ModelValue {
+    /// The shared value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = start(b'M', self.epoch);
+        writer.raw(&self.seed.0).u32(self.bucket_count).u32(self.bytes_per_token.to_bits());
+        writer.u32(self.spec_json.len() as u32).raw(&self.spec_json);
+        writer.0
+    }
+
+    /// Reads the shared value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let (epoch, mut reader) = open(b'M', bytes)?;
+        let seed: [u8; STRIDE_BYTES] =
+            reader.take(STRIDE_BYTES)?.try_into().map_err(|_| WireError::Range("seed"))?;
+        let bucket_count = reader.u32()?;
+        if !bucket_count.is_power_of_two() {
+            return Err(WireError::Range("bucket count"));
+        }
+        let bytes_per_token = f32::from_bits(reader.u32()?);
+        if !(bytes_per_token.is_finite() && bytes_per_token > 0.0) {
+            return Err(WireError::Range("bytes per token"));
+        }
+        let len = reader.u32()? as usize;
+        let spec_json = reader.take(len)?.to_vec();
+        reader.finish()?;
+        Ok(Self { epoch, seed: Seed(seed), bucket_count, bytes_per_token, spec_json })
+    }
+}
+
+/// When each slot of a scope was last picked, shared by all workers of a gateway.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Picks {
+    /// Epoch whose slots these are; another epoch's are forgotten.
+    pub epoch: u64,
+    /// Picks so far.
+    pub count: u64,
+    /// `(slot, last pick, last cold pick)`, ascending by slot; 0 is never.
+    pub slots: Vec<(u16, u64, u64)>,
+}
+
+impl Picks {
+    /// Records a pick of `slot`.
+    pub fn record(&mut self, slot: u16, was_cold: bool) {
+        self.count += 1;
+        let count = self.count;
+        match self.slots.binary_search_by_key(&slot, |entry| entry.0) {
+            Ok(at) => {
+                if let Some(entry) = self.slots.get_mut(at) {
+                    entry.1 = count;
+                    if was_cold {
+                        entry.2 = count;
+                    }
+                }
+            }
+            Err(at) => self.slots.insert(at, (slot, count, if was_cold { count } else { 0 })),
+        }
+    }
+
+    /// `(last pick, last cold pick)` of `slot`.
+    pub fn of(&self, slot: u16) -> (u64, u64) {
+        self.slots
+            .binary_search_by_key(&slot, |entry| entry.0)
+            .ok()
+            .and_then(|at| self.slots.get(at))
+            .map_or((0, 0), |entry| (entry.1, entry.2))
+    }
+
+    /// The shared value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = start(b'P', self.epoch);
+        writer.u64(self.count).u16(self.slots.len() as u16);
+        for (slot, any, cold) in &self.slots {
+            writer.u16(*slot).u64(*any).u64(*cold);
+        }
+        writer.0
+    }
+
+    /// Reads the shared value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let (epoch, mut reader) = open(b'P', bytes)?;
+        let count = reader.u64()?;
+        let mut slots = Vec::new();
+        for _ in 0..reader.u16()? {
+            slots.push((reader.u16()?, reader.u64()?, reader.u64()?));
+        }
+        reader.finish()?;
+        Ok(Self { epoch, count, slots })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_model_is_found_by_name_and_alias_within_its_pool() {
+        let entry = |scope, pool: &str, model: &str, aliases: &[&str]| DirectoryEntry {
+            scope,
+            pool: pool.into(),
+            model: model.into(),
+            aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
+        };
+        let directory = Directory {
+            epoch: 4,
+            entries: vec![
+                entry(0, "a", "m", &["x"]),
+                entry(1, "b", "m", &[]),
+                entry(2, "b", "n", &["x"]),
+            ],
+        };
+        let find = |pool, model| directory.find(pool, model).map(|entry| entry.scope);
+        assert_eq!(
+            (find("a", "m"), find("b", "m"), find("a", "x"), find("b", "x")),
+            (Some(0), Some(1), Some(0), Some(2))
+        );
+        assert_eq!((find("a", "n"), find("c", "m")), (None, None));
+        assert_eq!(Directory::decode(&directory.encode()), Ok(directory.clone()));
+        assert_eq!(value_epoch(&directory.encode()), Some(4));
+    }
+
+    #[test]
+    fn picks_keep_order_and_cold_apart() {
+        let mut picks = Picks { epoch: 1, ..Picks::default() };
+        for (slot, cold) in [(5, true), (2, false), (5, false)] {
+            picks.record(slot, cold);
+        }
+        assert_eq!((picks.of(5), picks.of(2), picks.of(9)), ((3, 1), (2, 0), (0, 0)));
+        assert_eq!(Picks::decode(&picks.encode()), Ok(picks));
+    }
+
+    fn any_load() -> impl Strategy<Value = LoadRecord> {
+        (
+            any::<u16>(),
+            any::<bool>(),
+            any::<Option<u32>>(),
+            any::<Option<u32>>(),
+            proptest::option::of(0f32..1.0),
+            0u8..5,
+            any::<u32>(),
+        )
+            .prop_map(
+                |(slot, is_ready, waiting, running, kv_usage_ratio, source, block_size_tokens)| {
+                    LoadRecord {
+                        slot,
+                        load: Load { is_ready, waiting, running, kv_usage_ratio },
+                        source: source_of_code(source).unwrap(),
+                        block_size_tokens,
+                    }
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn loads_round_trip(epoch: u64, records in proptest::collection::vec(any_load(), 0..20)) {
+            let table = LoadTable { epoch, records };
+            prop_assert_eq!(LoadTable::decode(&table.encode()), Ok(table));
+        }
+
+        #[test]
+        fn any_bytes_never_panic(kind in prop::sample::select(b"DTLMP".to_vec()), bytes: Vec<u8>) {
+            let mut framed = vec![kind, 1];
+            framed.extend(bytes);
+            let _ = Directory::decode(&framed);
+            let _ = Table::decode(&framed);
+            let _ = LoadTable::decode(&framed);
+            let _ = ModelValue::decode(&framed);
+            let _ = Picks::decode(&framed);
+        }
+    }
+
+    #[test]
+    fn tables_and_models_round_trip() {
+        let table = Table {
+            epoch: 1,
+            endpoints: vec![EndpointEntry { slot: 3, address: "[fd00::1]:8000".into() }],
+        };
+        assert_eq!(Table::decode(&table.encode()), Ok(table));
+        let model = ModelValue {
+            epoch: 1,
+            seed: Seed([7; 64]),
+            bucket_count: 8,
+            bytes_per_token: 4.0,
+            spec_json: b"{}".to_vec(),
+        };
+        assert_eq!(ModelValue::decode(&model.encode()), Ok(model.clone()));
+        let bad = ModelValue { bucket_count: 6, ..model };
+        assert_eq!(ModelValue::decode(&bad.encode()), Err(WireError::Range("bucket count")));
+    }
+}

@@ -1,0 +1,137 @@
+//! A host in memory: the state a gateway would hold, for tests and native runs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use crate::{Expect, Host, Level, Status};
+
+/// Shared values and their CAS numbers by key.
+pub type SharedData = BTreeMap<Vec<u8>, (Vec<u8>, u32)>;
+
+/// Shared state of a gateway and one stream's headers, body and properties.
+#[derive(Default)]
+pub struct MemoryHost {
+    /// Clock, moved by the test.
+    pub now_ns: Cell<u64>,
+    /// Next "random" numbers: counts up from here.
+    pub random: Cell<u64>,
+    /// Lines logged.
+    pub lines: RefCell<Vec<(Level, String)>>,
+    /// Shared data with CAS numbers.
+    pub data: RefCell<SharedData>,
+    /// Gets of shared data so far.
+    pub gets: Cell<u32>,
+    /// Properties by path joined with `/`.
+    pub properties: RefCell<BTreeMap<String, Vec<u8>>>,
+    /// Request headers by lower-case name.
+    pub headers: RefCell<BTreeMap<String, Vec<u8>>>,
+    /// Request body.
+    pub body: RefCell<Vec<u8>>,
+    /// Local answer, if any.
+    pub response: RefCell<Option<(u32, Vec<u8>)>>,
+    /// Counters by name.
+    pub counters: RefCell<BTreeMap<String, u64>>,
+    /// Plugin configuration.
+    pub plugin_configuration: RefCell<Vec<u8>>,
+    /// Host calls that fail: by name of the method.
+    pub refused: RefCell<Vec<&'static str>>,
+    next_cas: Cell<u32>,
+}
+
+impl MemoryHost {
+    fn allow(&self, call: &'static str) -> Result<(), Status> {
+        match self.refused.borrow().contains(&call) {
+            true => Err(Status::InternalFailure),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Host for MemoryHost {
+    fn monotonic_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+    fn random_u64(&self) -> u64 {
+        self.random.set(self.random.get() + 1);
+        self.random.get()
+    }
+    fn wants_log(&self, _: Level) -> bool {
+        true
+    }
+    fn log(&self, level: Level, line: &str) {
+        self.lines.borrow_mut().push((level, line.to_owned()));
+    }
+    fn shared(&self, key: &[u8]) -> Result<Option<(Vec<u8>, u32)>, Status> {
+        self.allow("shared")?;
+        self.gets.set(self.gets.get() + 1);
+        Ok(self.data.borrow().get(key).cloned())
+    }
+    fn set_shared(&self, key: &[u8], value: &[u8], expect: Expect) -> Result<(), Status> {
+        self.allow("set_shared")?;
+        let mut data = self.data.borrow_mut();
+        let held = data.get(key).map(|(_, cas)| *cas);
+        match (expect, held) {
+            (Expect::Absent, Some(_)) => return Err(Status::CasMismatch),
+            (Expect::Unchanged(cas), Some(held)) if cas != held => return Err(Status::CasMismatch),
+            _ => {}
+        }
+        self.next_cas.set(self.next_cas.get() + 1);
+        data.insert(key.to_vec(), (value.to_vec(), self.next_cas.get()));
+        Ok(())
+    }
+    fn property(&self, path: &[&str]) -> Result<Option<Vec<u8>>, Status> {
+        self.allow("property")?;
+        Ok(self.properties.borrow().get(&path.join("/")).cloned())
+    }
+    fn set_property(&self, name: &str, value: &[u8]) -> Result<(), Status> {
+        self.allow("set_property")?;
+        self.properties.borrow_mut().insert(name.to_owned(), value.to_vec());
+        Ok(())
+    }
+    fn request_header(&self, name: &str) -> Result<Option<Vec<u8>>, Status> {
+        self.allow("request_header")?;
+        Ok(self.headers.borrow().get(name).cloned())
+    }
+    fn set_request_header(&self, name: &str, value: Option<&str>) -> Result<(), Status> {
+        self.allow("set_request_header")?;
+        match value {
+            Some(value) => {
+                self.headers.borrow_mut().insert(name.to_owned(), value.as_bytes().to_vec());
+            }
+            None => {
+                self.headers.borrow_mut().remove(name);
+            }
+        }
+        Ok(())
+    }
+    fn request_body(&self, max_bytes: usize) -> Result<Vec<u8>, Status> {
+        self.allow("request_body")?;
+        let body = self.body.borrow();
+        Ok(body.iter().take(max_bytes).copied().collect())
+    }
+    fn respond(&self, status: u32, body: &[u8]) -> Result<(), Status> {
+        self.allow("respond")?;
+        self.response.replace(Some((status, body.to_vec())));
+        Ok(())
+    }
+    fn counter(&self, name: &str) -> Result<u32, Status> {
+        self.allow("counter")?;
+        let mut counters = self.counters.borrow_mut();
+        counters.entry(name.to_owned()).or_insert(0);
+        Ok(counters.keys().position(|key| key == name).map_or(0, |at| at as u32))
+    }
+    fn count(&self, counter: u32, by: u64) -> Result<(), Status> {
+        self.allow("count")?;
+        match self.counters.borrow_mut().values_mut().nth(counter as usize) {
+            Some(value) => {
+                *value += by;
+                Ok(())
+            }
+            None => Err(Status::BadArgument),
+        }
+    }
+    fn configuration(&self) -> Result<Vec<u8>, Status> {
+        self.allow("configuration")?;
+        Ok(self.plugin_configuration.borrow().clone())
+    }
+}

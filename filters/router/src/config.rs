@@ -1,0 +1,154 @@
+//! Plugin configurations of the two filters, written by `wasm-epp render`.
+
+use routing::{Profile, SCORER_TYPES, WeightedScorer, scorer_of_type};
+use serde::Deserialize;
+
+/// Why a configuration was refused. The gateway then keeps the one it has.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not the JSON object this build reads; the message names the key.
+    #[error("configuration of {filter}: {source}")]
+    Json {
+        /// Which filter.
+        filter: &'static str,
+        /// The parser's message.
+        source: serde_json::Error,
+    },
+    /// A value outside its range.
+    #[error("configuration of {filter}: {key} is {value}, accepted is {accepted}")]
+    Range {
+        /// Which filter.
+        filter: &'static str,
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it may hold.
+        accepted: String,
+    },
+}
+
+/// Longest body that may ever be configured: the buffer limit of the route is 16 MiB.
+const MAX_BODY_BYTES: usize = (16 << 20) - 1;
+
+/// Configuration of `intake`.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IntakeConfig {
+    /// Longer bodies are not read; the proxy's own policy routes them.
+    pub max_body_bytes: usize,
+    /// State older than this is not used.
+    pub max_state_age_ms: u64,
+    /// Pools this listener serves.
+    pub pools: Vec<String>,
+}
+
+impl IntakeConfig {
+    /// Parses and checks.
+    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        let config: Self = serde_json::from_slice(json)
+            .map_err(|source| ConfigError::Json { filter: "intake", source })?;
+        if !(1..=MAX_BODY_BYTES).contains(&config.max_body_bytes) {
+            return Err(ConfigError::Range {
+                filter: "intake",
+                key: "maxBodyBytes",
+                value: config.max_body_bytes.to_string(),
+                accepted: format!("1 to {MAX_BODY_BYTES}"),
+            });
+        }
+        Ok(config)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawPicker {
+    scorers: Vec<RawScorer>,
+    destinations: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawScorer {
+    r#type: String,
+    weight: f32,
+}
+
+/// Configuration of `picker`.
+pub struct PickerConfig {
+    /// The profile it runs.
+    pub profile: Profile,
+    /// Hash of the configuration's bytes, reported in the worker's row.
+    pub hash: u64,
+}
+
+impl PickerConfig {
+    /// Parses and checks.
+    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        let raw: RawPicker = serde_json::from_slice(json)
+            .map_err(|source| ConfigError::Json { filter: "picker", source })?;
+        let range = |key, value: String, accepted: String| ConfigError::Range {
+            filter: "picker",
+            key,
+            value,
+            accepted,
+        };
+        if !(1..=16).contains(&raw.destinations) {
+            return Err(range("destinations", raw.destinations.to_string(), "1 to 16".into()));
+        }
+        let mut scorers = Vec::new();
+        for RawScorer { r#type, weight } in raw.scorers {
+            let scorer = scorer_of_type(&r#type)
+                .ok_or_else(|| range("scorers[].type", r#type, SCORER_TYPES.join(", ")))?;
+            if !(weight.is_finite() && (0.0..=1000.0).contains(&weight)) {
+                return Err(range("scorers[].weight", weight.to_string(), "0 to 1000".into()));
+            }
+            scorers.push(WeightedScorer { weight, scorer });
+        }
+        let profile = Profile { scorers, destinations: raw.destinations };
+        Ok(Self { profile, hash: fnv1a(json) })
+    }
+}
+
+/// FNV-1a 64 (offset 0xcbf29ce484222325, prime 0x100000001b3).
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_filter_key_value_and_range() {
+        let picker = |json: &str| PickerConfig::parse(json.as_bytes()).err().unwrap().to_string();
+        assert_eq!(
+            picker(r#"{"scorers":[{"type":"queu","weight":1}],"destinations":3}"#),
+            "configuration of picker: scorers[].type is queu, accepted is prefix-cache, queue, kv-cache-utilization, no-hit-lru"
+        );
+        assert!(
+            picker(r#"{"scorers":[{"type":"queue","weight":-1}],"destinations":3}"#)
+                .contains("0 to 1000")
+        );
+        assert!(
+            picker(r#"{"scorers":[],"destinations":0}"#)
+                .contains("destinations is 0, accepted is 1 to 16")
+        );
+        assert!(picker(r#"{"scorers":[],"destinations":1,"x":1}"#).contains("unknown field `x`"));
+        let intake = |json: &str| IntakeConfig::parse(json.as_bytes()).err().unwrap().to_string();
+        assert!(
+            intake(r#"{"maxBodyBytes":99999999,"maxStateAgeMs":1,"pools":[]}"#)
+                .contains("maxBodyBytes is 99999999")
+        );
+        assert!(intake("").contains("configuration of intake"));
+    }
+
+    #[test]
+    fn fnv_reference_vectors() {
+        // From the FNV reference's test suite (Noll).
+        assert_eq!(fnv1a(b""), 0xcbf29ce484222325);
+        assert_eq!(fnv1a(b"foobar"), 0x85944171f73967e8);
+    }
+}

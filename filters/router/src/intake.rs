@@ -1,0 +1,221 @@
+//! `intake`: from a request's body to its features and candidates.
+
+use feed::{FEATURES_PROPERTY, Features, LoadRecord};
+use hostcalls::Host;
+use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, match_prefix};
+use prompt::{Api, Request};
+use routing::{Candidate, Load, PrefixMatch, RequestFeatures};
+
+use crate::config::IntakeConfig;
+use crate::report::Report;
+use crate::state::{Model, StateError, View};
+
+/// Lookups of one request at most; 10 to 14 are usual for one depth.
+const MAX_LOOKUPS: u32 = 64;
+
+/// What to do after the headers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeadersStep {
+    /// Not ours, or nothing to wait for.
+    Continue,
+    /// Wait for the body.
+    WaitForBody(Api),
+}
+
+/// What to do after a part of the body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BodyStep {
+    /// More is to come.
+    Wait,
+    /// The body is whole: decide.
+    Decide,
+    /// It is longer than we read: let it pass.
+    GiveUp,
+}
+
+/// The filter; one per root context.
+pub struct Intake {
+    config: IntakeConfig,
+    view: View,
+}
+
+impl Intake {
+    /// A filter with nothing cached.
+    pub fn new(config: IntakeConfig) -> Self {
+        Self { config, view: View::default() }
+    }
+
+    /// Waits only for the body of a POST to a known path that has one and is not an Upgrade, which
+    /// has no end of body and would hang.
+    pub fn on_headers(
+        &self,
+        host: &impl Host,
+        report: &mut Report,
+        end_of_stream: bool,
+    ) -> HeadersStep {
+        let header = |name| host.request_header(name).ok().flatten();
+        let Some(api) = header(":path").and_then(|path| Api::from_path(&path)) else {
+            return HeadersStep::Continue;
+        };
+        if header(":method").as_deref() != Some(b"POST") || header("upgrade").is_some() {
+            return HeadersStep::Continue;
+        }
+        if end_of_stream {
+            report.fell_back(host, "body_missing");
+            return HeadersStep::Continue;
+        }
+        let announced = header("content-length")
+            .and_then(|value| std::str::from_utf8(&value).ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|bytes| bytes > self.config.max_body_bytes) {
+            report.fell_back(host, "body_too_large");
+            return HeadersStep::Continue;
+        }
+        HeadersStep::WaitForBody(api)
+    }
+
+    /// Never lets the proxy's buffer limit answer: a body beyond our cap goes on at once.
+    pub fn on_body(
+        &self,
+        host: &impl Host,
+        report: &mut Report,
+        buffered_bytes: usize,
+        end_of_stream: bool,
+    ) -> BodyStep {
+        if buffered_bytes > self.config.max_body_bytes {
+            report.fell_back(host, "body_too_large");
+            BodyStep::GiveUp
+        } else if end_of_stream {
+            BodyStep::Decide
+        } else {
+            BodyStep::Wait
+        }
+    }
+
+    /// Publishes the request's features, or counts why there are none.
+    pub fn decide(&mut self, host: &impl Host, report: &mut Report, api: Api, now_ns: u64) {
+        if let Err(reason) = self.publish(host, api, now_ns) {
+            report.fell_back(host, reason);
+        }
+    }
+
+    fn publish(&mut self, host: &impl Host, api: Api, now_ns: u64) -> Result<(), &'static str> {
+        let max_age_ns = self.config.max_state_age_ms.saturating_mul(1_000_000);
+        self.view.refresh(host, now_ns, max_age_ns).map_err(StateError::reason)?;
+        let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable")?;
+        let request = Request::parse(api, &body).map_err(|err| err.reason())?;
+        let pool = self.pool(host)?;
+        let (scope, name) =
+            self.view.resolve(&pool, request.model()).map_err(StateError::reason)?;
+        let model = self.view.model(host, scope).map_err(StateError::reason)?;
+        let loads = self.view.loads(host, scope).map_err(StateError::reason)?;
+
+        let (matched, depths) = match_request(host, &model, &name, &request);
+        let features = Features {
+            scope,
+            epoch: self.view.epoch(),
+            candidates: candidates(&model, &loads, &depths, &matched),
+            request: matched,
+            is_cut: false,
+        };
+        host.set_property(FEATURES_PROPERTY, &features.encode()).map_err(|_| "property_refused")
+    }
+
+    fn pool(&self, host: &impl Host) -> Result<String, &'static str> {
+        let cluster = host.property(&["xds", "cluster_name"]).ok().flatten();
+        let cluster = cluster.and_then(|name| String::from_utf8(name).ok());
+        cluster.filter(|name| self.config.pools.contains(name)).ok_or("unknown_pool")
+    }
+}
+
+/// Renders, hashes and looks up. What cannot be matched is routed by load, with the reason.
+fn match_request(
+    host: &impl Host,
+    model: &Model,
+    name: &str,
+    request: &Request<'_>,
+) -> (RequestFeatures, Vec<(u16, Depths)>) {
+    let mut features = RequestFeatures { model: name.to_owned(), ..RequestFeatures::default() };
+    let rendered = model
+        .renderer
+        .as_ref()
+        .map_err(|reason| *reason)
+        .and_then(|renderer| renderer.render(request).map_err(|refusal| refusal.reason()));
+    let prompt = match rendered {
+        Ok(prompt) => prompt,
+        Err(reason) => {
+            features.unmatched_reason = Some(reason.to_owned());
+            return (features, Vec::new());
+        }
+    };
+    let namespace = Namespace { model: name, lora: None, salt: request.cache_salt() };
+    let seed = &model.value.seed;
+    let keys = KeyChain::keys_of(namespace.root(seed), seed, &prompt.bytes);
+    features.prompt_bytes = clamp_u32(prompt.bytes.len());
+    features.strides = clamp_u32(keys.len());
+    let depths = if request.skips_cache() {
+        features.unmatched_reason = Some("request_skips_cache".to_owned());
+        Vec::new()
+    } else {
+        match_prefix(&keys, MAX_LOOKUPS, |key| model.stride(host, key))
+    };
+    let deepest = depths.iter().map(|(_, depths)| depths.any).max().unwrap_or_default();
+    let rest = prompt.bytes.len().saturating_sub(deepest.0 as usize * STRIDE_BYTES);
+    features.prompt_tokens =
+        deepest.1.saturating_add((rest as f32 / model.value.bytes_per_token).ceil() as u32);
+    (features, depths)
+}
+
+fn candidates(
+    model: &Model,
+    loads: &[LoadRecord],
+    depths: &[(u16, Depths)],
+    request: &RequestFeatures,
+) -> Vec<Candidate> {
+    // The match reaches the prompt's end only if no byte is left behind the last full stride.
+    let is_whole = |strides: u32| {
+        strides == request.strides
+            && request.prompt_bytes as usize == request.strides as usize * STRIDE_BYTES
+    };
+    let candidate = |slot: u16, address: &str| {
+        let record = loads
+            .binary_search_by_key(&slot, |record| record.slot)
+            .ok()
+            .and_then(|at| loads.get(at))
+            .copied()
+            .unwrap_or(LoadRecord { slot, load: Load::default(), ..LoadRecord::default() });
+        let Depths { gpu, any } = depths
+            .binary_search_by_key(&slot, |(slot, _)| *slot)
+            .ok()
+            .and_then(|at| depths.get(at))
+            .map_or(Depths::default(), |(_, depths)| *depths);
+        // Engines recompute the last token of a prompt they hold whole (vLLM caps a hit at n - 1).
+        let usable = gpu.1.saturating_sub(u32::from(gpu.0 > 0 && is_whole(gpu.0)));
+        Candidate {
+            slot,
+            address: address.to_owned(),
+            load: record.load,
+            source: record.source,
+            block_size_tokens: record.block_size_tokens,
+            matched: PrefixMatch {
+                gpu_strides: gpu.0,
+                gpu_tokens: usable,
+                any_strides: any.0,
+                any_tokens: any.1,
+                gpu_blocks: usable.checked_div(record.block_size_tokens).unwrap_or(0),
+            },
+        }
+    };
+    model
+        .table
+        .endpoints
+        .iter()
+        .map(|endpoint| candidate(endpoint.slot, &endpoint.address))
+        .collect()
+}
+
+fn clamp_u32(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,29 @@
+//! The router module: two filters, `intake` and `picker`.
+//!
+//! `intake` waits for the body, renders the prompt, matches it against the pushed state and
+//! publishes what it found; `picker` scores the candidates and names the destinations. Between them
+//! any number of scorer modules may stand. Whatever goes wrong, the request goes on: without a
+//! destination header the cluster's own policy routes it, and a counter says why.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+mod config;
+mod intake;
+mod picker;
+mod report;
+mod rows;
+mod state;
+#[cfg(target_arch = "wasm32")]
+mod wasm;
+
+pub use config::{ConfigError, IntakeConfig, PickerConfig};
+pub use intake::{BodyStep, HeadersStep, Intake};
+pub use picker::Picker;
+pub use report::Report;
+pub use rows::Row;
+pub use state::{StateError, View};
+
+/// Header that the proxy's `override_host` policy reads: `ip:port`, comma-separated, best first.
+pub const DESTINATION_HEADER: &str = "x-gateway-destination-endpoint";

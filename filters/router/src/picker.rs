@@ -1,0 +1,135 @@
+//! `picker`: from candidates to destinations.
+
+use feed::{FEATURES_PROPERTY, Features, Key, Picks};
+use hostcalls::{Expect, Host, Status};
+use routing::{Candidate, Decision, PickHistory};
+use serde_json::{Map, Value, json};
+
+use crate::DESTINATION_HEADER;
+use crate::config::PickerConfig;
+use crate::report::{Report, log_scores};
+
+/// Tries to record a pick against other workers; losing all of them costs one stale rank.
+const PICK_TRIES: u32 = 4;
+
+/// The filter; one per root context.
+pub struct Picker {
+    config: PickerConfig,
+}
+
+impl Picker {
+    /// A filter of this configuration.
+    pub fn new(config: PickerConfig) -> Self {
+        Self { config }
+    }
+
+    /// Hash of the configuration.
+    pub fn config_hash(&self) -> u64 {
+        self.config.hash
+    }
+
+    /// Sets the destinations if intake published candidates. `seed` breaks what ties are left.
+    /// True when the request had features, so that this VM's row has something new to say.
+    pub fn pick(&self, host: &impl Host, report: &mut Report, seed: u64) -> bool {
+        let published = host.property(&[FEATURES_PROPERTY]).ok().flatten();
+        let Some(bytes) = published.filter(|bytes| !bytes.is_empty()) else { return false };
+        // Emptied so that neither an internal redirect nor a later filter takes it for its own.
+        if host.set_property(FEATURES_PROPERTY, &[]).is_err() {
+            report.mishap(host, "features_not_emptied");
+        }
+        let Ok(features) = Features::decode(&bytes) else {
+            report.fell_back(host, "features_malformed");
+            return true;
+        };
+        let (picks, cas) = read_picks(host, features.scope, features.epoch);
+        let of = |candidate: &Candidate| picks.of(candidate.slot);
+        let history = PickHistory {
+            any: features.candidates.iter().map(|candidate| of(candidate).0).collect(),
+            cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
+        };
+        match self.config.profile.run(&features.request, &features.candidates, &history, seed) {
+            Ok(decision) => self.apply(host, report, &features, &decision, (picks, cas)),
+            Err(none) => report.fell_back(host, none.reason()),
+        }
+        true
+    }
+
+    fn apply(
+        &self,
+        host: &impl Host,
+        report: &mut Report,
+        features: &Features,
+        decision: &Decision,
+        picks: (Picks, Expect),
+    ) {
+        let targets: Vec<&Candidate> =
+            decision.targets.iter().filter_map(|i| features.candidates.get(*i)).collect();
+        let Some(first) = targets.first() else { return report.fell_back(host, "no_target") };
+        let list: Vec<&str> = targets.iter().map(|target| target.address.as_str()).collect();
+        if host.set_request_header(DESTINATION_HEADER, Some(&list.join(","))).is_err() {
+            return report.fell_back(host, "header_refused");
+        }
+        if !record(host, features.scope, first.slot, decision.was_cold, picks) {
+            report.mishap(host, "pick_not_recorded");
+        }
+        report.picked(host, features.request.unmatched_reason.as_deref());
+        log_scores(host, &explanation(features, decision, &list));
+    }
+}
+
+fn read_picks(host: &impl Host, scope: u16, epoch: u64) -> (Picks, Expect) {
+    let fresh = Picks { epoch, ..Picks::default() };
+    match host.shared(Key::Picks(scope).encode().as_ref()) {
+        Ok(Some((value, cas))) => {
+            let held = Picks::decode(&value).ok().filter(|picks| picks.epoch == epoch);
+            (held.unwrap_or(fresh), Expect::Unchanged(cas))
+        }
+        _ => (fresh, Expect::Absent),
+    }
+}
+
+fn record(
+    host: &impl Host,
+    scope: u16,
+    slot: u16,
+    was_cold: bool,
+    (mut picks, mut expect): (Picks, Expect),
+) -> bool {
+    for _ in 0..PICK_TRIES {
+        picks.record(slot, was_cold);
+        match host.set_shared(Key::Picks(scope).encode().as_ref(), &picks.encode(), expect) {
+            Ok(()) => return true,
+            Err(Status::CasMismatch) => (picks, expect) = read_picks(host, scope, picks.epoch),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+/// The decision as JSON: matched blocks per endpoint (null when nobody holds any), totals, choice.
+fn explanation(features: &Features, decision: &Decision, list: &[&str]) -> Value {
+    let held: Map<String, Value> = features
+        .candidates
+        .iter()
+        .filter(|candidate| candidate.matched.gpu_blocks > 0)
+        .map(|candidate| (candidate.address.clone(), json!(candidate.matched.gpu_blocks)))
+        .collect();
+    let totals: Map<String, Value> = features
+        .candidates
+        .iter()
+        .zip(&decision.totals)
+        .filter_map(|(candidate, total)| {
+            let rounded = (f64::from((*total)?) * 1e4).round() / 1e4;
+            Some((candidate.address.clone(), json!(rounded)))
+        })
+        .collect();
+    json!({
+        "model": features.request.model,
+        "scores": if held.is_empty() { Value::Null } else { Value::Object(held) },
+        "totals": totals,
+        "picked": list,
+        "was_tie": decision.was_tie,
+        "prompt_bytes": features.request.prompt_bytes,
+        "unmatched": features.request.unmatched_reason,
+    })
+}

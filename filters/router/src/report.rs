@@ -1,0 +1,54 @@
+//! What a person or a dashboard sees of each request: counters and one log line.
+
+use hostcalls::{CounterSet, Host, Level};
+use serde_json::{Value, json};
+
+/// Requests of one VM: counted here for its row, and by reason in the proxy's stats.
+#[derive(Default)]
+pub struct Report {
+    counters: CounterSet,
+    /// Requests given a destination.
+    pub picked: u64,
+    /// Requests left to the proxy's own policy.
+    pub fell_back: u64,
+}
+
+impl Report {
+    /// A request got a destination; `unmatched` says why its prompt was not matched, if so.
+    pub fn picked(&mut self, host: &impl Host, unmatched: Option<&str>) {
+        self.picked += 1;
+        self.counters.add(host, "wasm_epp_requests_picked", "", "_total");
+        if let Some(reason) = unmatched {
+            self.counters.add(host, "wasm_epp_requests_unmatched_", reason, "_total");
+        }
+    }
+
+    /// A request goes on without a destination.
+    pub fn fell_back(&mut self, host: &impl Host, reason: &str) {
+        self.fell_back += 1;
+        self.counters.add(host, "wasm_epp_requests_fallback_", reason, "_total");
+        log_scores(host, &json!({"model": null, "scores": null, "picked": null, "reason": reason}));
+    }
+
+    /// Something failed that did not change the request's fate.
+    pub fn mishap(&mut self, host: &impl Host, name: &str) {
+        self.counters.add(host, "wasm_epp_mishaps_", name, "_total");
+    }
+}
+
+/// Writes the `Got pod scores` line, the proof of life that llm-d's users look for.
+pub(crate) fn log_scores(host: &impl Host, fields: &Value) {
+    if !host.wants_log(Level::Debug) {
+        return;
+    }
+    let request_id = host
+        .request_header("x-request-id")
+        .ok()
+        .flatten()
+        .map(|id| String::from_utf8_lossy(&id).into_owned());
+    let mut line = json!({ "request_id": request_id });
+    if let (Some(line), Some(fields)) = (line.as_object_mut(), fields.as_object()) {
+        line.extend(fields.iter().map(|(key, value)| (key.clone(), value.clone())));
+    }
+    host.log(Level::Debug, &format!("Got pod scores {line}"));
+}

@@ -1,0 +1,116 @@
+//! This VM's row in the gateway's shared data: build, configuration, beat.
+
+use feed::{Key, MAX_ROWS, WorkerRow};
+use hostcalls::{Expect, Host};
+
+use crate::config::fnv1a;
+
+/// The row is written at most this often.
+const BEAT_NS: u64 = 250_000_000;
+/// A row whose beat is older than this may be claimed by another VM: its owner is idle or dead, and
+/// an idle one claims again when it is back.
+const ABANDONED_NS: u64 = 3_000_000_000;
+
+/// The row of one VM. Claimed at the first request and not before: the canary and main-thread VMs
+/// run `on_configure` too and never serve.
+#[derive(Default)]
+pub struct Row {
+    vm: u64,
+    slot: Option<u8>,
+    written_ns: u64,
+}
+
+impl Row {
+    /// Writes the row if it is time to.
+    pub fn beat(
+        &mut self,
+        host: &impl Host,
+        now_ns: u64,
+        config: u64,
+        picked: u64,
+        fell_back: u64,
+    ) {
+        if self.slot.is_some() && now_ns.saturating_sub(self.written_ns) < BEAT_NS {
+            return;
+        }
+        if self.vm == 0 {
+            self.vm = host.random_u64().max(1);
+        }
+        let row =
+            WorkerRow { vm: self.vm, build: build(), config, beat_ns: now_ns, picked, fell_back };
+        self.written_ns = now_ns;
+        let first = self.slot.unwrap_or(0);
+        self.slot = (first..MAX_ROWS)
+            .chain(0..first)
+            .find(|slot| self.try_write(host, *slot, &row))
+            .or(self.slot);
+    }
+
+    fn try_write(&self, host: &impl Host, slot: u8, row: &WorkerRow) -> bool {
+        let key = Key::Row(slot).encode();
+        let expect = match host.shared(key.as_ref()) {
+            Ok(None) => Expect::Absent,
+            Ok(Some((value, cas))) => match WorkerRow::decode(&value) {
+                Ok(held)
+                    if held.vm != self.vm
+                        && row.beat_ns.saturating_sub(held.beat_ns) < ABANDONED_NS =>
+                {
+                    return false;
+                }
+                _ => Expect::Unchanged(cas),
+            },
+            Err(_) => return false,
+        };
+        host.set_shared(key.as_ref(), &row.encode(), expect).is_ok()
+    }
+}
+
+/// Number of this build: hash of the source revision given at build time, else of the version.
+fn build() -> u64 {
+    fnv1a(option_env!("WASM_EPP_BUILD").unwrap_or(env!("CARGO_PKG_VERSION")).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hostcalls::memory::MemoryHost;
+
+    fn held(host: &MemoryHost) -> Vec<u64> {
+        (0..MAX_ROWS)
+            .map_while(|slot| host.shared(Key::Row(slot).encode().as_ref()).unwrap())
+            .map(|(value, _)| WorkerRow::decode(&value).unwrap().vm)
+            .collect()
+    }
+
+    #[test]
+    fn two_vms_take_two_rows_and_a_dead_ones_row_is_reused() {
+        let host = MemoryHost::default();
+        let (mut a, mut b, mut c) = (Row::default(), Row::default(), Row::default());
+        a.beat(&host, 1_000, 0, 1, 0);
+        b.beat(&host, 2_000, 0, 1, 0);
+        assert_eq!(held(&host), [1, 2]);
+        // a goes on, b is silent, c starts later and takes b's row.
+        a.beat(&host, 4_000_000_000, 0, 2, 0);
+        c.beat(&host, 4_100_000_000, 0, 1, 0);
+        assert_eq!(held(&host), [1, 3]);
+        // b was only idle: it finds its row taken and takes a new one.
+        b.beat(&host, 4_200_000_000, 0, 2, 0);
+        assert_eq!(held(&host), [1, 3, 2]);
+    }
+
+    #[test]
+    fn a_row_is_written_four_times_a_second_at_most() {
+        let host = MemoryHost::default();
+        let mut row = Row::default();
+        let picked = |host: &MemoryHost| {
+            WorkerRow::decode(&host.shared(Key::Row(0).encode().as_ref()).unwrap().unwrap().0)
+                .unwrap()
+                .picked
+        };
+        row.beat(&host, 1, 0, 1, 0);
+        row.beat(&host, 249_999_999, 0, 2, 0);
+        assert_eq!(picked(&host), 1);
+        row.beat(&host, 250_000_002, 0, 3, 0);
+        assert_eq!(picked(&host), 3);
+    }
+}

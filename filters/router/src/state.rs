@@ -1,0 +1,200 @@
+//! The pushed state as this VM reads it: parsed once per change, looked up per request.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use feed::{
+    Directory, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride, value_epoch,
+};
+use hostcalls::Host;
+use prefix::{Holder, Stride, StrideKey, bucket_of, fingerprint_of};
+use prompt::{ModelSpec, Renderer};
+
+/// Why there is no state to route by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StateError {
+    /// No daemon has fed this gateway.
+    Missing,
+    /// The first snapshot is under way.
+    Incomplete,
+    /// The last batch is too old.
+    Stale,
+    /// A value is missing or cannot be read by this build.
+    Malformed,
+    /// The pool serves no such model.
+    UnknownModel,
+}
+
+impl StateError {
+    /// Counter name.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "no_state",
+            Self::Incomplete => "state_incomplete",
+            Self::Stale => "state_stale",
+            Self::Malformed => "state_malformed",
+            Self::UnknownModel => "unknown_model",
+        }
+    }
+}
+
+/// What of the state is valid now.
+#[derive(Default)]
+pub struct View {
+    /// (instance, configuration version, active epoch, incoming epoch) that the caches belong to.
+    tag: Option<(u64, u32, u64, u64)>,
+    directory: Rc<Directory>,
+    models: BTreeMap<u16, Rc<Model>>,
+}
+
+/// A model, ready to render, hash and look up.
+pub struct Model {
+    /// The pushed value.
+    pub value: ModelValue,
+    /// The compiled template, or why it cannot be used.
+    pub renderer: Result<Renderer, &'static str>,
+    /// Endpoints by slot.
+    pub table: Table,
+    scope: u16,
+    /// While another writer's snapshot arrives: its epoch, and its slots in terms of ours.
+    incoming: Option<(u64, BTreeMap<u16, u16>)>,
+}
+
+impl View {
+    /// Checks the head and drops what it voids.
+    pub fn refresh(
+        &mut self,
+        host: &impl Host,
+        now_ns: u64,
+        max_age_ns: u64,
+    ) -> Result<(), StateError> {
+        let held = host.shared(Key::Head.encode().as_ref()).map_err(|_| StateError::Malformed)?;
+        let (value, _) = held.ok_or(StateError::Missing)?;
+        let head = Head::decode(&value).map_err(|_| StateError::Malformed)?;
+        if head.epoch == 0 {
+            return Err(StateError::Missing);
+        }
+        let active = head.active_epoch().ok_or(StateError::Incomplete)?;
+        if now_ns.saturating_sub(head.stamp_ns) > max_age_ns {
+            return Err(StateError::Stale);
+        }
+        let tag = (head.instance, head.config_version, active, head.epoch);
+        if self.tag != Some(tag) {
+            self.tag = None;
+            self.models.clear();
+            self.directory = Rc::new(singleton(
+                host,
+                Key::Directory(Key::parity(active)),
+                active,
+                Directory::decode,
+            )?);
+            self.tag = Some(tag);
+        }
+        Ok(())
+    }
+
+    fn active(&self) -> u64 {
+        self.tag.map_or(0, |(_, _, active, _)| active)
+    }
+
+    /// Epoch whose slots [`Self::loads`] and [`Model::table`] use.
+    pub fn epoch(&self) -> u64 {
+        self.active()
+    }
+
+    /// Scope and canonical name of `model` in `pool`; without a name, of the pool's only model.
+    pub fn resolve(&self, pool: &str, model: Option<&str>) -> Result<(u16, String), StateError> {
+        let entry = match model {
+            Some(model) => self.directory.find(pool, model),
+            None => {
+                let mut all = self.directory.entries.iter().filter(|entry| entry.pool == pool);
+                all.next().filter(|_| all.next().is_none())
+            }
+        };
+        let entry = entry.ok_or(StateError::UnknownModel)?;
+        Ok((entry.scope, entry.model.clone()))
+    }
+
+    /// The model of `scope`, compiled at first use after a change.
+    pub fn model(&mut self, host: &impl Host, scope: u16) -> Result<Rc<Model>, StateError> {
+        if let Some(model) = self.models.get(&scope) {
+            return Ok(Rc::clone(model));
+        }
+        let (_, _, active, newest) = self.tag.ok_or(StateError::Missing)?;
+        let read = |epoch: u64| -> Result<(ModelValue, Table), StateError> {
+            let odd = Key::parity(epoch);
+            let value = singleton(host, Key::Model(odd, scope), epoch, ModelValue::decode)?;
+            Ok((value, singleton(host, Key::Table(odd, scope), epoch, Table::decode)?))
+        };
+        let (value, table) = read(active)?;
+        let incoming = (newest != active)
+            .then(|| read(newest).ok())
+            .flatten()
+            // Keys and buckets mean the same only under one seed and size, and a scope only if
+            // both writers number alike; the model's text settles that.
+            .filter(|(other, _)| {
+                other.seed == value.seed
+                    && other.bucket_count == value.bucket_count
+                    && other.spec_json == value.spec_json
+            })
+            .map(|(_, other)| (newest, translate(&other, &table)));
+        let renderer = serde_json::from_slice::<ModelSpec>(&value.spec_json)
+            .map_err(|_| "model_spec_unreadable")
+            .and_then(|spec| Renderer::new(&spec).map_err(|err| err.reason()));
+        let model = Rc::new(Model { value, renderer, table, scope, incoming });
+        self.models.insert(scope, Rc::clone(&model));
+        Ok(model)
+    }
+
+    /// Loads of the scope's endpoints, ascending by slot.
+    pub fn loads(&self, host: &impl Host, scope: u16) -> Result<Vec<LoadRecord>, StateError> {
+        let active = self.active();
+        let key = Key::Load(Key::parity(active), scope);
+        Ok(singleton(host, key, active, LoadTable::decode)?.records)
+    }
+}
+
+fn singleton<T>(
+    host: &impl Host,
+    key: Key,
+    epoch: u64,
+    decode: fn(&[u8]) -> Result<T, feed::WireError>,
+) -> Result<T, StateError> {
+    let held = host.shared(key.encode().as_ref()).map_err(|_| StateError::Malformed)?;
+    let (value, _) = held.ok_or(StateError::Malformed)?;
+    if value_epoch(&value) != Some(epoch) {
+        return Err(StateError::Malformed);
+    }
+    decode(&value).map_err(|_| StateError::Malformed)
+}
+
+fn translate(from: &Table, to: &Table) -> BTreeMap<u16, u16> {
+    let by_address: BTreeMap<&str, u16> =
+        to.endpoints.iter().map(|endpoint| (endpoint.address.as_str(), endpoint.slot)).collect();
+    from.endpoints
+        .iter()
+        .filter_map(|endpoint| Some((endpoint.slot, *by_address.get(endpoint.address.as_str())?)))
+        .collect()
+}
+
+impl Model {
+    /// What the index knows of one stride. A value that cannot be read holds nothing.
+    pub fn stride(&self, host: &impl Host, key: StrideKey) -> Option<Stride> {
+        let bucket = Key::Bucket(self.scope, bucket_of(key, self.value.bucket_count));
+        let (value, _) = host.shared(bucket.encode().as_ref()).ok().flatten()?;
+        let epoch = value_epoch(&value)?;
+        let stride = || find_stride(&value, fingerprint_of(key)).ok().flatten();
+        if epoch == self.value.epoch {
+            return stride();
+        }
+        let (incoming, slots) = self.incoming.as_ref()?;
+        if epoch != *incoming {
+            return None;
+        }
+        let stride = stride()?;
+        let ours = |holder: &Holder| Some(Holder { slot: *slots.get(&holder.slot)?, ..*holder });
+        let mut holders: Vec<Holder> = stride.holders.iter().filter_map(ours).collect();
+        holders.sort_unstable();
+        Some(Stride { tokens: stride.tokens, holders })
+    }
+}

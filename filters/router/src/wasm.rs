@@ -1,0 +1,186 @@
+//! Proxy-wasm glue of intake and picker.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use hostcalls::proxy::ProxyHost;
+use hostcalls::{Host, Level};
+use prompt::Api;
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::{Action, ContextType};
+
+use crate::{BodyStep, HeadersStep, Intake, IntakeConfig, Picker, PickerConfig, Report, Row};
+
+proxy_wasm::main! {{
+    proxy_wasm::set_root_context(|_| Box::new(Root { filter: Filter::Unset }));
+}}
+
+/// What intake and picker of one VM share: they are one worker's row.
+#[derive(Default)]
+struct Vm {
+    report: Report,
+    row: Row,
+}
+
+thread_local! {
+    static VM: Rc<RefCell<Vm>> = Rc::new(RefCell::new(Vm::default()));
+}
+
+/// Runs with the VM's shared part; skips if it is in use, which single-threaded callbacks never see.
+fn with_vm(run: impl FnOnce(&mut Vm)) {
+    let vm = VM.with(Rc::clone);
+    if let Ok(mut vm) = vm.try_borrow_mut() {
+        run(&mut vm);
+    }
+}
+
+#[derive(Clone)]
+enum Filter {
+    Unset,
+    Intake(Rc<RefCell<Intake>>),
+    Picker(Rc<Picker>),
+}
+
+struct Root {
+    filter: Filter,
+}
+
+impl Context for Root {}
+
+impl Root {
+    fn configure(&mut self) -> Result<(), String> {
+        let root_id = ProxyHost.property(&["plugin_root_id"]).ok().flatten().unwrap_or_default();
+        let json =
+            ProxyHost.configuration().map_err(|status| format!("no configuration: {status:?}"))?;
+        self.filter = match root_id.as_slice() {
+            b"intake" => {
+                let config = IntakeConfig::parse(&json).map_err(|err| err.to_string())?;
+                Filter::Intake(Rc::new(RefCell::new(Intake::new(config))))
+            }
+            b"picker" => {
+                let config = PickerConfig::parse(&json).map_err(|err| err.to_string())?;
+                Filter::Picker(Rc::new(Picker::new(config)))
+            }
+            other => {
+                let other = String::from_utf8_lossy(other);
+                return Err(format!("root id is {other:?}, accepted is intake or picker"));
+            }
+        };
+        Ok(())
+    }
+}
+
+impl RootContext for Root {
+    fn on_vm_start(&mut self, _: usize) -> bool {
+        let version = env!("CARGO_PKG_VERSION");
+        let build = option_env!("WASM_EPP_BUILD").unwrap_or("unstamped");
+        let format = feed::FORMAT_VERSION;
+        ProxyHost.log(
+            Level::Info,
+            &format!("wasm-epp router {version} ({build}), feed format {format}"),
+        );
+        true
+    }
+
+    fn on_configure(&mut self, _: usize) -> bool {
+        match self.configure() {
+            Ok(()) => true,
+            Err(reason) => {
+                ProxyHost.log(Level::Warn, &reason);
+                false
+            }
+        }
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+
+    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
+        Some(match &self.filter {
+            Filter::Intake(intake) => {
+                Box::new(IntakeStream { intake: Rc::clone(intake), waits: None })
+            }
+            Filter::Picker(picker) => Box::new(PickerStream { picker: Rc::clone(picker) }),
+            Filter::Unset => Box::new(Bystander),
+        })
+    }
+}
+
+struct Bystander;
+impl Context for Bystander {}
+impl HttpContext for Bystander {}
+
+struct IntakeStream {
+    intake: Rc<RefCell<Intake>>,
+    waits: Option<Api>,
+}
+
+impl IntakeStream {
+    fn decide(&mut self) -> Action {
+        if let (Some(api), Ok(mut intake)) = (self.waits.take(), self.intake.try_borrow_mut()) {
+            with_vm(|vm| intake.decide(&ProxyHost, &mut vm.report, api, ProxyHost.monotonic_ns()));
+        }
+        Action::Continue
+    }
+}
+
+impl Context for IntakeStream {}
+
+impl HttpContext for IntakeStream {
+    fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        let mut step = HeadersStep::Continue;
+        if let Ok(intake) = self.intake.try_borrow() {
+            with_vm(|vm| step = intake.on_headers(&ProxyHost, &mut vm.report, end_of_stream));
+        }
+        match step {
+            HeadersStep::Continue => Action::Continue,
+            HeadersStep::WaitForBody(api) => {
+                self.waits = Some(api);
+                Action::Pause
+            }
+        }
+    }
+
+    fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        if self.waits.is_none() {
+            return Action::Continue;
+        }
+        let mut step = BodyStep::GiveUp;
+        if let Ok(intake) = self.intake.try_borrow() {
+            with_vm(|vm| step = intake.on_body(&ProxyHost, &mut vm.report, size, end_of_stream));
+        }
+        match step {
+            BodyStep::Wait => Action::Pause,
+            BodyStep::Decide => self.decide(),
+            BodyStep::GiveUp => {
+                self.waits = None;
+                Action::Continue
+            }
+        }
+    }
+
+    // With trailers end of stream is never true in a body callback.
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        self.decide()
+    }
+}
+
+struct PickerStream {
+    picker: Rc<Picker>,
+}
+
+impl Context for PickerStream {}
+
+impl HttpContext for PickerStream {
+    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
+        with_vm(|vm| {
+            if self.picker.pick(&ProxyHost, &mut vm.report, ProxyHost.random_u64()) {
+                let (picked, fell_back) = (vm.report.picked, vm.report.fell_back);
+                let now_ns = ProxyHost.monotonic_ns();
+                vm.row.beat(&ProxyHost, now_ns, self.picker.config_hash(), picked, fell_back);
+            }
+        });
+        Action::Continue
+    }
+}

@@ -1,0 +1,103 @@
+//! What a decision is made from.
+
+/// Number of an endpoint in the endpoint table of one writer epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct EndpointSlot(pub u16);
+
+/// How far the prefix state of an endpoint can be trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SourceState {
+    /// The engine announces nothing: no prefix state by configuration.
+    #[default]
+    None,
+    /// Every event since the engine's start, or since its last clear, was applied.
+    Live,
+    /// Catching up: what is listed is right, but more may be held.
+    Resyncing,
+    /// Something about this engine is not understood or was missed.
+    Degraded,
+    /// No connection to the engine's events: the state is frozen.
+    Lost,
+}
+
+impl SourceState {
+    /// Share of a match that is counted, 0..=1. A match of a doubtful source is worth half: it is
+    /// neither trusted silently nor dropped silently.
+    pub fn trust_ratio(self) -> f32 {
+        match self {
+            Self::Live => 1.0,
+            Self::Resyncing | Self::Degraded | Self::Lost => 0.5,
+            Self::None => 0.0,
+        }
+    }
+}
+
+/// Load of one endpoint as last measured; unknown is `None`, never 0.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Load {
+    /// False when the endpoint must not be picked: unreachable, starting or terminating.
+    pub is_ready: bool,
+    /// Requests waiting in the engine's queue.
+    pub waiting: Option<u32>,
+    /// Requests in the engine's batch.
+    pub running: Option<u32>,
+    /// KV cache in use by running requests, 0..=1.
+    pub kv_usage_ratio: Option<f32>,
+}
+
+/// How much of the prompt an endpoint holds, on the GPU and in any tier.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PrefixMatch {
+    /// Full strides of the prompt held on the GPU.
+    pub gpu_strides: u32,
+    /// Tokens of those strides.
+    pub gpu_tokens: u32,
+    /// Full strides held in some tier.
+    pub any_strides: u32,
+    /// Tokens of those strides.
+    pub any_tokens: u32,
+    /// Full blocks of the engine within `gpu_tokens`, after the engine's own caps.
+    pub gpu_blocks: u32,
+}
+
+/// An endpoint that may serve the request.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Candidate {
+    /// Slot in the endpoint table.
+    pub slot: u16,
+    /// `ip:port` exactly as the proxy spells it.
+    pub address: String,
+    /// Measured load.
+    pub load: Load,
+    /// State of its prefix source.
+    pub source: SourceState,
+    /// Tokens per block of this engine; 0 while unknown.
+    pub block_size_tokens: u32,
+    /// What it holds of this prompt.
+    pub matched: PrefixMatch,
+}
+
+/// What scorers may know of the request.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct RequestFeatures {
+    /// Canonical model name.
+    pub model: String,
+    /// Bytes of the rendered prompt; 0 when it was not rendered.
+    pub prompt_bytes: u32,
+    /// Full strides of the prompt.
+    pub strides: u32,
+    /// Estimated tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Why there is no match, when the prompt could not be matched; `None` when it was.
+    pub unmatched_reason: Option<String>,
+}
+
+/// When each candidate was last picked, in picks (not time): higher is later, 0 is never.
+/// Aligned with the candidates; entries beyond its end read as 0.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PickHistory {
+    /// Last pick of any kind.
+    pub any: Vec<u64>,
+    /// Last pick of a request that no candidate held a prefix of.
+    pub cold: Vec<u64>,
+}

@@ -1,0 +1,20 @@
+//! Endpoints, scorers, profiles and the decision with its explanation.
+//!
+//! Everything here is pure: a snapshot of the candidates, a request and a seed go in, a value that
+//! says what and why comes out. Nothing here logs, reads a clock or knows proxy-wasm.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+mod endpoint;
+mod profile;
+mod scorers;
+
+pub use endpoint::{
+    Candidate, EndpointSlot, Load, PickHistory, PrefixMatch, RequestFeatures, SourceState,
+};
+pub use profile::{Decision, NoDecision, Profile, WeightedScorer};
+pub use scorers::{
+    KvCacheUtilization, NoHitLru, PrefixCache, Queue, SCORER_TYPES, Scorer, scorer_of_type,
+};

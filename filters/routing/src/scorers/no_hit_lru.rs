@@ -1,0 +1,39 @@
+//! `no-hit-lru`.
+
+use super::Scorer;
+use crate::{Candidate, PickHistory, RequestFeatures};
+
+/// Spreads cold requests: with `n` candidates the one picked longest ago for a cold request scores
+/// 1, the latest 0, `1 - rank / (n - 1)` between. A request that some candidate holds a prefix of
+/// scores 0.5 everywhere.
+///
+/// Source: llm-d `no-hit-lru-scorer`. One deviation: candidates that were never picked share rank 0
+/// (llm-d ranks them by list position), so that position never decides; the profile's tie-break
+/// orders them.
+pub struct NoHitLru;
+
+impl Scorer for NoHitLru {
+    fn type_name(&self) -> &'static str {
+        "no-hit-lru"
+    }
+
+    fn score(
+        &self,
+        _: &RequestFeatures,
+        candidates: &[Candidate],
+        history: &PickHistory,
+    ) -> Vec<f32> {
+        if candidates.iter().any(|candidate| candidate.matched.any_strides > 0) {
+            return vec![0.5; candidates.len()];
+        }
+        let last = |i: usize| history.cold.get(i).copied().unwrap_or(0);
+        let all: Vec<u64> = (0..candidates.len()).map(last).collect();
+        let steps = candidates.len().saturating_sub(1).max(1) as f32;
+        all.iter()
+            .map(|mine| match mine {
+                0 => 1.0,
+                mine => 1.0 - all.iter().filter(|other| *other < mine).count() as f32 / steps,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,300 @@
+//! From the file as written to a checked [`Config`].
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::address;
+use super::error::Refused;
+use super::raw::{Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting};
+use super::{
+    BUFFER_LIMIT_BYTES, Config, Endpoint, Envoy, FeedAddress, Gateway, Metrics, Model, Pool,
+    Routing, SCORER_TYPES, Scorer,
+};
+
+/// Envoy's own names of its log levels.
+const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
+
+pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refused> {
+    let envoy = envoy(raw.envoy.unwrap_or_default(), base)?;
+    let metrics = raw.metrics.unwrap_or_default();
+    let gateways = match raw.gateways {
+        Some(list) => gateways(list, base)?,
+        None => vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone() }],
+    };
+    let warnings = warnings(&gateways, &envoy.feed);
+    Ok(Config {
+        file: file.to_owned(),
+        data_dir: address::resolve(base, &filled("dataDir", raw.data_dir)?),
+        admin: address::canonical("admin", &raw.admin)?,
+        gateways,
+        pools: pools(raw.pools, base)?,
+        metrics: Metrics {
+            interval_ms: within("metrics.intervalMs", metrics.interval_ms, 10, 60_000)?,
+            timeout_ms: within("metrics.timeoutMs", metrics.timeout_ms, 10, 60_000)?,
+            down_after_failures: within(
+                "metrics.downAfterFailures",
+                metrics.down_after_failures,
+                1,
+                1_000,
+            )?,
+        },
+        routing: routing(raw.routing.unwrap_or_default())?,
+        envoy,
+        warnings,
+    })
+}
+
+fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused> {
+    if list.is_empty() {
+        return Err(Refused::new("gateways", list, "at least one, or leave the key out"));
+    }
+    let (mut names, mut feeds) = (HashSet::new(), Vec::new());
+    let mut gateways = Vec::with_capacity(list.len());
+    for (i, raw) in list.into_iter().enumerate() {
+        let key = format!("gateways[{i}]");
+        let name = name(&format!("{key}.name"), raw.name)?;
+        unique(&format!("{key}.name"), &name, &mut names)?;
+        let feed = address::feed(&format!("{key}.feed"), &raw.feed, base)?;
+        if feeds.contains(&feed) {
+            return Err(Refused::new(format!("{key}.feed"), raw.feed, "each feed once"));
+        }
+        feeds.push(feed.clone());
+        gateways.push(Gateway { name, feed });
+    }
+    Ok(gateways)
+}
+
+fn warnings(gateways: &[Gateway], feed: &FeedAddress) -> Vec<String> {
+    if gateways.iter().any(|gateway| gateway.feed == *feed) {
+        return Vec::new();
+    }
+    vec![format!("envoy.feed is {feed}, to which no entry of gateways posts")]
+}
+
+fn pools(list: Vec<RawPool>, base: &Path) -> Result<Vec<Pool>, Refused> {
+    if list.is_empty() {
+        return Err(Refused::new("pools", list, "at least one pool"));
+    }
+    let (mut names, mut prefixes) = (HashSet::new(), HashSet::new());
+    let mut pools = Vec::with_capacity(list.len());
+    for (i, raw) in list.into_iter().enumerate() {
+        let key = format!("pools[{i}]");
+        let pool = pool(&key, raw, base)?;
+        unique(&format!("{key}.name"), &pool.name, &mut names)?;
+        let prefix_key = format!("{key}.routePrefix");
+        match (i, &pool.route_prefix) {
+            (0, Some(prefix)) => {
+                let expected = "nothing: the first pool serves every path that no other pool has";
+                return Err(Refused::new(prefix_key, prefix, expected));
+            }
+            (0, None) => {}
+            (_, Some(prefix)) => unique(&prefix_key, prefix, &mut prefixes)?,
+            (_, None) => {
+                let expected = "a path like \"/pool-b\" for every pool but the first";
+                return Err(Refused {
+                    key: prefix_key,
+                    value: "nothing".into(),
+                    expected: expected.into(),
+                });
+            }
+        }
+        pools.push(pool);
+    }
+    Ok(pools)
+}
+
+fn pool(key: &str, raw: RawPool, base: &Path) -> Result<Pool, Refused> {
+    if raw.models.is_empty() {
+        return Err(Refused::new(format!("{key}.models"), raw.models, "at least one model"));
+    }
+    if raw.endpoints.is_empty() {
+        return Err(Refused::new(
+            format!("{key}.endpoints"),
+            raw.endpoints,
+            "at least one endpoint",
+        ));
+    }
+    let mut names = HashSet::new();
+    let mut models = Vec::with_capacity(raw.models.len());
+    for (i, model_raw) in raw.models.into_iter().enumerate() {
+        models.push(model(&format!("{key}.models[{i}]"), model_raw, base, &mut names)?);
+    }
+    let mut addresses = HashSet::new();
+    let mut endpoints = Vec::with_capacity(raw.endpoints.len());
+    for (i, endpoint_raw) in raw.endpoints.into_iter().enumerate() {
+        let key = format!("{key}.endpoints[{i}]");
+        let endpoint = endpoint(&key, endpoint_raw, &models)?;
+        unique(&format!("{key}.address"), &endpoint.address, &mut addresses)?;
+        endpoints.push(endpoint);
+    }
+    let route_prefix =
+        raw.route_prefix.map(|prefix| route_prefix(&format!("{key}.routePrefix"), prefix));
+    Ok(Pool {
+        name: name(&format!("{key}.name"), raw.name)?,
+        models,
+        endpoints,
+        route_prefix: route_prefix.transpose()?,
+    })
+}
+
+fn model(
+    key: &str,
+    raw: RawModel,
+    base: &Path,
+    names: &mut HashSet<String>,
+) -> Result<Model, Refused> {
+    let name = filled(&format!("{key}.name"), raw.name)?;
+    unique(&format!("{key}.name"), &name, names)?;
+    for (i, alias) in raw.aliases.iter().enumerate() {
+        let key = format!("{key}.aliases[{i}]");
+        filled(&key, alias.clone())?;
+        unique(&key, alias, names)?;
+    }
+    Ok(Model {
+        name,
+        aliases: raw.aliases,
+        folder: address::resolve(base, &filled(&format!("{key}.folder"), raw.folder)?),
+        max_strides: within(&format!("{key}.maxStrides"), raw.max_strides, 1_024, 1_000_000_000)?,
+    })
+}
+
+fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, Refused> {
+    let socket = address::endpoint(&format!("{key}.address"), &raw.address)?;
+    let known = || models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+    let model = match (raw.model, models) {
+        (None, [only]) => only.name.clone(),
+        (None, _) => {
+            return Err(Refused {
+                key: format!("{key}.model"),
+                value: "nothing".into(),
+                expected: format!("one of the pool's models: {}", known()),
+            });
+        }
+        (Some(name), _) if models.iter().any(|model| model.name == name) => name,
+        (Some(name), _) => {
+            let expected = format!("one of the pool's models: {}", known());
+            return Err(Refused::new(format!("{key}.model"), name, expected));
+        }
+    };
+    let zmq = |name: &str, text: Option<String>| {
+        text.map(|text| address::zmq(&format!("{key}.{name}"), &text)).transpose()
+    };
+    let (kv_events, replay) = (zmq("kvEvents", raw.kv_events)?, zmq("replay", raw.replay)?);
+    if let (None, Some(replay)) = (&kv_events, &replay) {
+        let expected = "nothing, or kvEvents beside it: there are no events to replay";
+        return Err(Refused::new(format!("{key}.replay"), replay, expected));
+    }
+    let metrics = match raw.metrics {
+        Some(url) => address::http_url(&format!("{key}.metrics"), &url)?,
+        None => format!("http://{}/metrics", raw.address),
+    };
+    Ok(Endpoint {
+        address: raw.address,
+        socket,
+        model,
+        kv_events,
+        replay,
+        topic: raw.topic,
+        metrics,
+    })
+}
+
+fn routing(raw: RawRouting) -> Result<Routing, Refused> {
+    let mut seen = HashSet::new();
+    let mut scorers = Vec::with_capacity(raw.scorers.len());
+    for (i, scorer) in raw.scorers.into_iter().enumerate() {
+        let key = format!("routing.scorers[{i}]");
+        let Some(kind) = SCORER_TYPES.into_iter().find(|kind| *kind == scorer.kind) else {
+            let expected = format!("one of {}", SCORER_TYPES.join(", "));
+            return Err(Refused::new(format!("{key}.type"), scorer.kind, expected));
+        };
+        unique(&format!("{key}.type"), kind, &mut seen)?;
+        if !(scorer.weight.is_finite() && scorer.weight >= 0.0) {
+            let expected = "a finite number that is at least 0";
+            return Err(Refused::new(format!("{key}.weight"), scorer.weight, expected));
+        }
+        scorers.push(Scorer { kind, weight: scorer.weight });
+    }
+    Ok(Routing {
+        scorers,
+        max_state_age_ms: within("routing.maxStateAgeMs", raw.max_state_age_ms, 100, 3_600_000)?,
+        max_body_bytes: within(
+            "routing.maxBodyBytes",
+            raw.max_body_bytes,
+            1,
+            BUFFER_LIMIT_BYTES as i64 - 1,
+        )?,
+        retries: within("routing.retries", raw.retries, 0, 10)?,
+    })
+}
+
+fn envoy(raw: RawEnvoy, base: &Path) -> Result<Envoy, Refused> {
+    if !LOG_LEVELS.contains(&raw.log_level.as_str()) {
+        let expected = format!("one of {}", LOG_LEVELS.join(", "));
+        return Err(Refused::new("envoy.logLevel", raw.log_level, expected));
+    }
+    Ok(Envoy {
+        listen: address::canonical("envoy.listen", &raw.listen)?,
+        admin: address::loopback(
+            "envoy.admin",
+            &raw.admin,
+            "Envoy's admin interface can end the process",
+        )?,
+        feed: address::feed("envoy.feed", &raw.feed, base)?,
+        feed_mode: feed_mode(&raw.feed_mode)?,
+        modules: address::resolve(base, &filled("envoy.modules", raw.modules)?),
+        log_level: raw.log_level,
+    })
+}
+
+/// Owner and group may be let in; a socket that everybody may write to lets everybody route.
+fn feed_mode(text: &str) -> Result<u32, Refused> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.len() == 4);
+    match mode {
+        Some(mode) if mode & !0o660 == 0 && mode & 0o600 == 0o600 => Ok(mode),
+        _ => Err(Refused::new("envoy.feedMode", text, "\"0600\", \"0640\", \"0620\" or \"0660\"")),
+    }
+}
+
+fn route_prefix(key: &str, text: String) -> Result<String, Refused> {
+    let ok = text.len() > 1
+        && text.starts_with('/')
+        && !text.ends_with('/')
+        && !text.contains("//")
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~/".contains(&b));
+    if ok {
+        Ok(text)
+    } else {
+        let expected = "a path like \"/pool-b\": a slash first, none last, of [A-Za-z0-9-_.~/]";
+        Err(Refused::new(key, text, expected))
+    }
+}
+
+/// A name that is also a cluster, a statistic and a metric label.
+fn name(key: &str, text: String) -> Result<String, Refused> {
+    let ok = (1..=128).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if ok { Ok(text) } else { Err(Refused::new(key, text, "1..=128 characters of [A-Za-z0-9-_.]")) }
+}
+
+fn filled(key: &str, text: String) -> Result<String, Refused> {
+    if text.is_empty() || text.contains(char::is_control) {
+        return Err(Refused::new(key, text, "at least one character and no control characters"));
+    }
+    Ok(text)
+}
+
+fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
+    if seen.insert(value.to_owned()) {
+        return Ok(());
+    }
+    Err(Refused::new(key, value, "each one once; it was named before"))
+}
+
+fn within<T: TryFrom<i64>>(key: &str, value: i64, min: i64, max: i64) -> Result<T, Refused> {
+    let refused = || Refused::new(key, value, format!("{min}..={max}"));
+    if !(min..=max).contains(&value) {
+        return Err(refused());
+    }
+    T::try_from(value).map_err(|_| refused())
+}

@@ -1,0 +1,181 @@
+//! The configuration file: one YAML file for all commands.
+//!
+//! [`load`] reads it into a checked [`Config`]; nothing downstream checks again. Relative paths in
+//! the file are relative to the file's own folder.
+
+mod address;
+mod check;
+mod error;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use address::FeedAddress;
+pub use error::ConfigError;
+/// The scorers built into the router module, by the names of llm-d.
+pub use routing::SCORER_TYPES;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// Folder of the daemon's seeds and state.
+    pub data_dir: PathBuf,
+    /// Where the daemon answers `/healthz`, `/readyz` and `/metrics`. Port 0 takes a free one.
+    pub admin: SocketAddr,
+    /// The gateways the daemon pushes to; at least one.
+    pub gateways: Vec<Gateway>,
+    /// The pools; at least one, names unique. Requests without another route go to the first.
+    pub pools: Vec<Pool>,
+    /// How engines are watched.
+    pub metrics: Metrics,
+    /// How an endpoint is chosen.
+    pub routing: Routing,
+    /// What `render --gateway envoy` writes.
+    pub envoy: Envoy,
+    /// Accepted, but probably not meant; one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// A gateway's feed listener.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// Unique name, a label of metrics.
+    pub name: String,
+    /// Where the daemon posts.
+    pub feed: FeedAddress,
+}
+
+/// Endpoints that share routing state; also a cluster of Envoy of the same name.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Unique name.
+    pub name: String,
+    /// The models served; at least one, names and aliases unique within the pool.
+    pub models: Vec<Model>,
+    /// The engines; at least one, addresses unique within the pool.
+    pub endpoints: Vec<Endpoint>,
+    /// Path prefix by which requests reach the pool, without a final slash. `None` for the first
+    /// pool only.
+    pub route_prefix: Option<String>,
+}
+
+/// A served model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The name requests use.
+    pub name: String,
+    /// Further names requests may use.
+    pub aliases: Vec<String>,
+    /// Folder of tokenizer and chat template.
+    pub folder: PathBuf,
+    /// Bound of the gateway's index, in strides.
+    pub max_strides: u64,
+}
+
+/// One engine, or one data-parallel rank of it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// `ip:port` in Envoy's own form: compare as a string.
+    pub address: String,
+    /// The same, parsed.
+    pub socket: SocketAddr,
+    /// Name of one of the pool's models.
+    pub model: String,
+    /// ZMQ address of its KV events. Without it the endpoint has no prefix state.
+    pub kv_events: Option<String>,
+    /// ZMQ address of its replay socket.
+    pub replay: Option<String>,
+    /// Topic of its KV events.
+    pub topic: String,
+    /// URL of its metrics.
+    pub metrics: String,
+}
+
+/// How engines are watched.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Time between two scrapes of one endpoint.
+    pub interval_ms: u64,
+    /// Time after which a scrape has failed.
+    pub timeout_ms: u64,
+    /// Failed scrapes in a row after which an endpoint is down.
+    pub down_after_failures: u32,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Debug)]
+pub struct Routing {
+    /// Scorers and weights, each type at most once.
+    pub scorers: Vec<Scorer>,
+    /// Age from which the gateway's state no longer routes.
+    pub max_state_age_ms: u64,
+    /// Larger bodies are routed by load alone. Below Envoy's buffer limit.
+    pub max_body_bytes: u64,
+    /// Further attempts after a failed one.
+    pub retries: u32,
+}
+
+/// A scorer and its weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scorer {
+    /// Its type, one of [`SCORER_TYPES`].
+    pub kind: &'static str,
+    /// Finite and at least 0.
+    pub weight: f64,
+}
+
+/// Envoy's buffer for a request body while it is scored. A body above it is answered 413 by Envoy
+/// itself, so `maxBodyBytes` stays below.
+pub const BUFFER_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What `render --gateway envoy` writes.
+#[derive(Clone, Debug)]
+pub struct Envoy {
+    /// The inference listener.
+    pub listen: SocketAddr,
+    /// Envoy's admin interface, on loopback.
+    pub admin: SocketAddr,
+    /// The feed listener.
+    pub feed: FeedAddress,
+    /// Permission bits of the feed's socket.
+    pub feed_mode: u32,
+    /// Folder with `router.wasm` and `feeder.wasm`.
+    pub modules: PathBuf,
+    /// Envoy's `--log-level`, for the command line that `render` suggests.
+    pub log_level: String,
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// When the file cannot be read, is not of the documented shape, or holds a value that is not
+/// accepted. All of them are the user's to mend: exit code 64.
+pub fn load(path: impl AsRef<Path>) -> Result<Config, ConfigError> {
+    let file = path.as_ref();
+    let text = std::fs::read_to_string(file)
+        .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+    let base = std::path::absolute(file)
+        .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+    parse(&text, file, base.parent().unwrap_or(Path::new("/")))
+}
+
+/// Checks the text of a configuration file. `file` is for messages, `base` for relative paths.
+fn parse(text: &str, file: &Path, base: &Path) -> Result<Config, ConfigError> {
+    let raw =
+        serde_saphyr::from_str(text).map_err(|error| ConfigError::shape(file, text, &error))?;
+    check::check(raw, file, base).map_err(|refused| refused.in_file(file))
+}
+
+impl Pool {
+    /// The model requests may call `name`.
+    pub fn model(&self, name: &str) -> Option<&Model> {
+        self.models
+            .iter()
+            .find(|model| model.name == name || model.aliases.iter().any(|alias| alias == name))
+    }
+}

@@ -1,0 +1,147 @@
+//! The configuration file as written: names, types and defaults, nothing checked yet.
+//!
+//! Numbers are wider than their ranges, so that a value out of range is refused by the check that
+//! knows the key and the range, not by the YAML reader.
+
+use serde::Deserialize;
+
+/// The whole file. Only `pools` is required; a section with nothing under it is the default one.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Raw {
+    #[serde(default = "default_data_dir")]
+    pub(super) data_dir: String,
+    #[serde(default = "default_admin")]
+    pub(super) admin: String,
+    pub(super) gateways: Option<Vec<RawGateway>>,
+    pub(super) pools: Vec<RawPool>,
+    pub(super) metrics: Option<RawMetrics>,
+    pub(super) routing: Option<RawRouting>,
+    pub(super) envoy: Option<RawEnvoy>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawGateway {
+    pub(super) name: String,
+    pub(super) feed: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawPool {
+    pub(super) name: String,
+    pub(super) models: Vec<RawModel>,
+    pub(super) endpoints: Vec<RawEndpoint>,
+    pub(super) route_prefix: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawModel {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) aliases: Vec<String>,
+    pub(super) folder: String,
+    #[serde(default = "default_max_strides")]
+    pub(super) max_strides: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawEndpoint {
+    pub(super) address: String,
+    pub(super) model: Option<String>,
+    pub(super) kv_events: Option<String>,
+    pub(super) replay: Option<String>,
+    #[serde(default)]
+    pub(super) topic: String,
+    pub(super) metrics: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawMetrics {
+    pub(super) interval_ms: i64,
+    pub(super) timeout_ms: i64,
+    pub(super) down_after_failures: i64,
+}
+
+impl Default for RawMetrics {
+    fn default() -> Self {
+        Self { interval_ms: 100, timeout_ms: 1_000, down_after_failures: 3 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawRouting {
+    pub(super) scorers: Vec<RawScorer>,
+    pub(super) max_state_age_ms: i64,
+    pub(super) max_body_bytes: i64,
+    pub(super) retries: i64,
+}
+
+impl Default for RawRouting {
+    /// The weights are llm-d's, so that a user's weights can be moved over.
+    fn default() -> Self {
+        let scorers = [
+            ("prefix-cache", 3.0),
+            ("queue", 2.0),
+            ("kv-cache-utilization", 2.0),
+            ("no-hit-lru", 2.0),
+        ]
+        .map(|(kind, weight)| RawScorer { kind: kind.to_owned(), weight })
+        .into();
+        Self { scorers, max_state_age_ms: 5_000, max_body_bytes: 15_728_640, retries: 2 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawScorer {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    #[serde(default = "default_weight")]
+    pub(super) weight: f64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawEnvoy {
+    pub(super) listen: String,
+    pub(super) admin: String,
+    pub(super) feed: String,
+    pub(super) feed_mode: String,
+    pub(super) modules: String,
+    pub(super) log_level: String,
+}
+
+impl Default for RawEnvoy {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".to_owned(),
+            admin: "127.0.0.1:9901".to_owned(),
+            feed: "unix:run/feed.sock".to_owned(),
+            feed_mode: "0660".to_owned(),
+            modules: "target/wasm".to_owned(),
+            log_level: "info".to_owned(),
+        }
+    }
+}
+
+fn default_data_dir() -> String {
+    "data".to_owned()
+}
+
+fn default_admin() -> String {
+    "127.0.0.1:9400".to_owned()
+}
+
+fn default_max_strides() -> i64 {
+    1_000_000
+}
+
+fn default_weight() -> f64 {
+    1.0
+}

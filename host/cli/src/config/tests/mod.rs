@@ -1,0 +1,170 @@
+//! The file as a whole; single values are in `values`.
+
+mod values;
+
+use std::path::Path;
+
+use super::*;
+
+const POOLS: &str = "
+pools:
+- name: a
+  models: [{name: m, folder: f}]
+  endpoints: [{address: '127.0.0.1:8000'}]
+";
+
+fn parsed(text: &str) -> Result<Config, ConfigError> {
+    parse(text, Path::new("c.yaml"), Path::new("/etc/epp"))
+}
+
+#[track_caller]
+fn accepted(text: &str) -> Config {
+    parsed(text).unwrap_or_else(|error| panic!("{error}\nfor:\n{text}"))
+}
+
+#[track_caller]
+fn refused(text: &str, expected: &str) {
+    match parsed(text) {
+        Ok(_) => panic!("accepted:\n{text}"),
+        Err(error) => assert_eq!(error.to_string(), expected, "for:\n{text}"),
+    }
+}
+
+/// Checks `lines` beside a good `pools`.
+#[track_caller]
+fn refused_beside_pools(lines: &str, expected: &str) {
+    refused(&format!("{lines}{POOLS}"), expected);
+}
+
+/// Checks a pool of the given models, endpoints and further lines.
+#[track_caller]
+fn refused_pool(models: &str, endpoints: &str, expected: &str) {
+    refused(
+        &format!("pools: [{{name: a, models: [{models}], endpoints: [{endpoints}]}}]"),
+        expected,
+    );
+}
+
+const MODEL: &str = "{name: m, folder: f}";
+const ENDPOINT: &str = "{address: '127.0.0.1:8000'}";
+
+#[test]
+fn only_pools_is_required() {
+    let config = accepted(POOLS);
+    assert_eq!(config.data_dir, Path::new("/etc/epp/data"));
+    assert_eq!(config.admin.to_string(), "127.0.0.1:9400");
+    assert_eq!(config.gateways[0].name, "gw-0");
+    assert_eq!(config.gateways[0].feed.to_string(), "unix:/etc/epp/run/feed.sock");
+    assert_eq!(config.pools[0].models[0].folder, Path::new("/etc/epp/f"));
+    assert_eq!(config.pools[0].models[0].max_strides, 1_000_000);
+    let endpoint = &config.pools[0].endpoints[0];
+    assert_eq!((endpoint.model.as_str(), endpoint.topic.as_str()), ("m", ""));
+    assert_eq!(endpoint.metrics, "http://127.0.0.1:8000/metrics");
+    assert_eq!((config.metrics.interval_ms, config.metrics.timeout_ms), (100, 1_000));
+    assert_eq!(config.metrics.down_after_failures, 3);
+    let weights: Vec<_> = config.routing.scorers.iter().map(|s| (s.kind, s.weight)).collect();
+    let expected =
+        [("prefix-cache", 3.0), ("queue", 2.0), ("kv-cache-utilization", 2.0), ("no-hit-lru", 2.0)];
+    assert_eq!(weights, expected);
+    assert_eq!((config.routing.max_state_age_ms, config.routing.retries), (5_000, 2));
+    assert_eq!(config.routing.max_body_bytes, 15_728_640);
+    assert_eq!(config.envoy.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.envoy.admin.to_string(), "127.0.0.1:9901");
+    assert_eq!((config.envoy.feed_mode, config.envoy.log_level.as_str()), (0o660, "info"));
+    assert_eq!(config.envoy.modules, Path::new("/etc/epp/target/wasm"));
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn the_documented_file_is_accepted() {
+    let config = accepted(
+        "
+dataDir: /var/lib/epp
+admin: 127.0.0.1:9400
+gateways:
+- {name: gw-0, feed: 'unix:run/feed.sock'}
+- {name: gw-1, feed: 'http://127.0.0.1:9500'}
+pools:
+- name: pool-a
+  models:
+  - {name: tiny, aliases: [t, small], folder: models/tiny, maxStrides: 5000}
+  - {name: big, folder: /models/big}
+  endpoints:
+  - address: 127.0.0.1:8000
+    model: tiny
+    kvEvents: tcp://127.0.0.1:5557
+    replay: tcp://127.0.0.1:5657
+    topic: kv
+    metrics: http://127.0.0.1:8001/m
+  - {address: '[::1]:8000', model: big, kvEvents: ipc:///run/kv}
+- {name: pool-b, routePrefix: /b, models: [{name: tiny, folder: f}], endpoints: [{address: '127.0.0.1:8000'}]}
+metrics: {intervalMs: 50, timeoutMs: 500, downAfterFailures: 2}
+routing:
+  scorers: [{type: queue, weight: 0.5}, {type: no-hit-lru}]
+  maxStateAgeMs: 1000
+  maxBodyBytes: 1000
+  retries: 0
+envoy: {listen: '0.0.0.0:80', admin: '[::1]:9901', feed: 'http://127.0.0.1:9500', feedMode: 0600, modules: /m, logLevel: debug}
+",
+    );
+    assert_eq!(config.pools[0].endpoints[1].metrics, "http://[::1]:8000/metrics");
+    assert_eq!(config.pools[0].model("small").map(|m| m.name.as_str()), Some("tiny"));
+    assert!(config.pools[0].model("large").is_none());
+    assert_eq!(config.pools[1].route_prefix.as_deref(), Some("/b"));
+    assert_eq!(config.routing.scorers[1], Scorer { kind: "no-hit-lru", weight: 1.0 });
+    assert_eq!(config.envoy.feed_mode, 0o600);
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn a_feed_nobody_posts_to_is_a_warning() {
+    let config = accepted(&format!(
+        "envoy: {{feed: 'unix:/run/other'}}\ngateways: [{{name: g, feed: 'unix:/run/one'}}]\n{POOLS}"
+    ));
+    assert_eq!(
+        config.warnings,
+        ["envoy.feed is unix:/run/other, to which no entry of gateways posts"]
+    );
+}
+
+#[test]
+fn an_empty_section_is_the_default_one() {
+    let config = accepted(&format!("metrics:\nrouting:\nenvoy:{POOLS}"));
+    assert_eq!((config.metrics.interval_ms, config.routing.retries), (100, 2));
+}
+
+#[test]
+fn the_shape_is_checked_with_line_and_column() {
+    refused_beside_pools(
+        "routing:\n  retires: 3",
+        "c.yaml:2:3: unknown field `retires`, expected one of scorers, maxStateAgeMs, maxBodyBytes, retries\n  retires: 3",
+    );
+    refused("admin: x", "c.yaml:1:1: missing field `pools`\n  admin: x");
+    refused_beside_pools(
+        "metrics: {intervalMs: 1.5}",
+        "c.yaml:1:23: expected a whole number\n  metrics: {intervalMs: 1.5}",
+    );
+    refused_beside_pools(
+        "metrics: {timeoutMs: 1, timeoutMs: 2}",
+        "c.yaml:1:25: duplicate mapping key: timeoutMs\n  metrics: {timeoutMs: 1, timeoutMs: 2}",
+    );
+    refused_beside_pools(
+        "routing: {scorers: [{type: queue, weight: heavy}]}",
+        "c.yaml:1:43: expected a number\n  routing: {scorers: [{type: queue, weight: heavy}]}",
+    );
+    refused_beside_pools("admin: [1]", "c.yaml:1:8: expected text\n  admin: [1]");
+    refused("pools: ~", "c.yaml:1:8: expected a list\n  pools: ~");
+    refused("- a", "c.yaml:1:1: expected keys and values\n  - a");
+    refused("", "c.yaml:1:1: the file is empty, or ends too early");
+    let long = format!("admin: [{}]", "x".repeat(200));
+    refused_beside_pools(&long, &format!("c.yaml:1:8: expected text\n  {} ...", &long[..100]));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = load("/nowhere/c.yaml").expect_err("missing");
+    assert_eq!(
+        error.to_string(),
+        "/nowhere/c.yaml: reading the configuration: No such file or directory (os error 2)"
+    );
+}

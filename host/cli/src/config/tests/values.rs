@@ -1,0 +1,262 @@
+//! Every value that is refused, with the sentence a user sees.
+
+use super::{ENDPOINT, MODEL, refused, refused_beside_pools, refused_pool};
+
+#[test]
+fn numbers_are_refused_outside_their_range() {
+    let check = |key: &str, section: &str, value: &str, range: &str| {
+        let name = key.rsplit('.').next().unwrap_or(key);
+        refused_beside_pools(
+            &format!("{section}: {{{name}: {value}}}"),
+            &format!("c.yaml: {key}: {value} is not accepted: expected {range}"),
+        );
+    };
+    check("metrics.intervalMs", "metrics", "9", "10..=60000");
+    check("metrics.timeoutMs", "metrics", "60001", "10..=60000");
+    check("metrics.downAfterFailures", "metrics", "0", "1..=1000");
+    check("routing.maxStateAgeMs", "routing", "-1", "100..=3600000");
+    check("routing.maxBodyBytes", "routing", "16777216", "1..=16777215");
+    check("routing.retries", "routing", "11", "0..=10");
+    refused_pool(
+        "{name: m, folder: f, maxStrides: 3}",
+        ENDPOINT,
+        "c.yaml: pools[0].models[0].maxStrides: 3 is not accepted: expected 1024..=1000000000",
+    );
+}
+
+#[test]
+fn endpoints_are_in_the_form_envoy_compares() {
+    let check = |address: &str, expected: &str| {
+        refused_pool(
+            MODEL,
+            &format!("{{address: '{address}'}}"),
+            &format!(
+                "c.yaml: pools[0].endpoints[0].address: {address:?} is not accepted: expected {expected}"
+            ),
+        );
+    };
+    let form = "ip:port or [ipv6]:port, no host name";
+    for wrong in [
+        "localhost:8000",
+        "127.0.0.1",
+        "::1:8000",
+        "http://127.0.0.1:1",
+        "127.0.0.1:65536",
+        "127.00.0.1:80",
+        " 127.0.0.1:80",
+    ] {
+        check(wrong, form);
+    }
+    let canonical =
+        |text: &str| format!("the canonical form {text:?}, which is what Envoy compares");
+    check("127.0.0.1:08000", &canonical("127.0.0.1:8000"));
+    check("[0:0::1]:8000", &canonical("[::1]:8000"));
+    check("[FD00::A]:8000", &canonical("[fd00::a]:8000"));
+    check("[fe80::1%3]:8000", "an address without a zone");
+    check("127.0.0.1:0", "a port in 1..=65535");
+    check("0.0.0.0:8000", "the address of one engine");
+    check("224.0.0.1:8000", "the address of one engine");
+}
+
+#[test]
+fn admin_and_feed_are_on_loopback() {
+    refused_beside_pools(
+        "envoy: {admin: '0.0.0.0:9901'}",
+        "c.yaml: envoy.admin: \"0.0.0.0:9901\" is not accepted: expected a loopback address (127.0.0.0/8 or [::1]): Envoy's admin interface can end the process",
+    );
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'http://10.0.0.1:9500'}]",
+        "c.yaml: gateways[0].feed: \"10.0.0.1:9500\" is not accepted: expected a loopback address (127.0.0.0/8 or [::1]): whoever posts to the feed decides the routing",
+    );
+    let feed = |text: &str, expected: &str| {
+        refused_beside_pools(
+            &format!("envoy: {{feed: '{text}'}}"),
+            &format!("c.yaml: envoy.feed: {text:?} is not accepted: expected {expected}"),
+        );
+    };
+    feed("/run/feed.sock", "unix:PATH or http://127.0.0.1:PORT");
+    feed("unix:", "unix: and the path of a socket");
+    feed("http://127.0.0.1:0", "a port in 1..=65535");
+    let long = "x".repeat(99);
+    feed(
+        &format!("unix:{long}"),
+        &format!("a path of at most 107 bytes (here 108: /etc/epp/{long})"),
+    );
+}
+
+#[test]
+fn a_feed_socket_is_not_for_everybody() {
+    for mode in ["0666", "0777", "0060", "660", "00660", "rw", "0700"] {
+        refused_beside_pools(
+            &format!("envoy: {{feedMode: '{mode}'}}"),
+            &format!(
+                "c.yaml: envoy.feedMode: {mode:?} is not accepted: expected \"0600\", \"0640\", \"0620\" or \"0660\""
+            ),
+        );
+    }
+}
+
+#[test]
+fn names_are_unique() {
+    let once = "expected each one once; it was named before";
+    refused_pool(
+        MODEL,
+        &format!("{ENDPOINT}, {ENDPOINT}"),
+        &format!(
+            "c.yaml: pools[0].endpoints[1].address: \"127.0.0.1:8000\" is not accepted: {once}"
+        ),
+    );
+    refused_pool(
+        "{name: m, folder: f}, {name: n, aliases: [m], folder: f}",
+        ENDPOINT,
+        &format!("c.yaml: pools[0].models[1].aliases[0]: \"m\" is not accepted: {once}"),
+    );
+    refused_pool(
+        "{name: m, aliases: [m], folder: f}",
+        ENDPOINT,
+        &format!("c.yaml: pools[0].models[0].aliases[0]: \"m\" is not accepted: {once}"),
+    );
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a'}, {name: g, feed: 'unix:/b'}]",
+        &format!("c.yaml: gateways[1].name: \"g\" is not accepted: {once}"),
+    );
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a'}, {name: h, feed: 'unix:/./a'}]",
+        "c.yaml: gateways[1].feed: \"unix:/./a\" is not accepted: expected each feed once",
+    );
+    refused_beside_pools(
+        "routing: {scorers: [{type: queue}, {type: queue}]}",
+        &format!("c.yaml: routing.scorers[1].type: \"queue\" is not accepted: {once}"),
+    );
+    let pool = |name: &str, prefix: &str| {
+        format!("{{name: {name}, {prefix}models: [{MODEL}], endpoints: [{ENDPOINT}]}}")
+    };
+    refused(
+        &format!("pools: [{}, {}]", pool("a", ""), pool("a", "routePrefix: /b, ")),
+        &format!("c.yaml: pools[1].name: \"a\" is not accepted: {once}"),
+    );
+    refused(
+        &format!(
+            "pools: [{}, {}, {}]",
+            pool("a", ""),
+            pool("b", "routePrefix: /b, "),
+            pool("c", "routePrefix: /b, ")
+        ),
+        &format!("c.yaml: pools[2].routePrefix: \"/b\" is not accepted: {once}"),
+    );
+}
+
+#[test]
+fn every_pool_but_the_first_has_a_prefix() {
+    let pool = |name: &str, prefix: &str| {
+        format!("{{name: {name}, {prefix}models: [{MODEL}], endpoints: [{ENDPOINT}]}}")
+    };
+    refused(
+        &format!("pools: [{}, {}]", pool("a", ""), pool("b", "")),
+        "c.yaml: pools[1].routePrefix: nothing is not accepted: expected a path like \"/pool-b\" for every pool but the first",
+    );
+    refused(
+        &format!("pools: [{}]", pool("a", "routePrefix: /a, ")),
+        "c.yaml: pools[0].routePrefix: \"/a\" is not accepted: expected nothing: the first pool serves every path that no other pool has",
+    );
+    for prefix in ["b", "/", "/b/", "//b", "/b?x", "/b c", "/b%20"] {
+        refused(
+            &format!(
+                "pools: [{}, {}]",
+                pool("a", ""),
+                pool("b", &format!("routePrefix: '{prefix}', "))
+            ),
+            &format!(
+                "c.yaml: pools[1].routePrefix: {prefix:?} is not accepted: expected a path like \"/pool-b\": a slash first, none last, of [A-Za-z0-9-_.~/]"
+            ),
+        );
+    }
+}
+
+#[test]
+fn models_and_scorers_are_known() {
+    refused_pool(
+        MODEL,
+        "{address: '127.0.0.1:8000', model: x}",
+        "c.yaml: pools[0].endpoints[0].model: \"x\" is not accepted: expected one of the pool's models: m",
+    );
+    refused_pool(
+        "{name: m, folder: f}, {name: n, folder: f}",
+        ENDPOINT,
+        "c.yaml: pools[0].endpoints[0].model: nothing is not accepted: expected one of the pool's models: m, n",
+    );
+    refused_beside_pools(
+        "routing: {scorers: [{type: prefix}]}",
+        "c.yaml: routing.scorers[0].type: \"prefix\" is not accepted: expected one of prefix-cache, queue, kv-cache-utilization, no-hit-lru",
+    );
+    for (written, read) in [("-1", "-1.0"), (".nan", "NaN"), (".inf", "inf")] {
+        refused_beside_pools(
+            &format!("routing: {{scorers: [{{type: queue, weight: {written}}}]}}"),
+            &format!(
+                "c.yaml: routing.scorers[0].weight: {read} is not accepted: expected a finite number that is at least 0"
+            ),
+        );
+    }
+    refused_beside_pools(
+        "envoy: {logLevel: warn}",
+        "c.yaml: envoy.logLevel: \"warn\" is not accepted: expected one of trace, debug, info, warning, error, critical, off",
+    );
+}
+
+#[test]
+fn nothing_is_empty() {
+    refused_pool(
+        "",
+        ENDPOINT,
+        "c.yaml: pools[0].models: [] is not accepted: expected at least one model",
+    );
+    refused_pool(
+        MODEL,
+        "",
+        "c.yaml: pools[0].endpoints: [] is not accepted: expected at least one endpoint",
+    );
+    refused("pools: []", "c.yaml: pools: [] is not accepted: expected at least one pool");
+    refused_beside_pools(
+        "gateways: []",
+        "c.yaml: gateways: [] is not accepted: expected at least one, or leave the key out",
+    );
+    refused_pool(
+        "{name: '', folder: f}",
+        ENDPOINT,
+        "c.yaml: pools[0].models[0].name: \"\" is not accepted: expected at least one character and no control characters",
+    );
+    refused_beside_pools(
+        "gateways: [{name: 'a b', feed: 'unix:/a'}]",
+        "c.yaml: gateways[0].name: \"a b\" is not accepted: expected 1..=128 characters of [A-Za-z0-9-_.]",
+    );
+    refused_beside_pools(
+        "dataDir: ''",
+        "c.yaml: dataDir: \"\" is not accepted: expected at least one character and no control characters",
+    );
+}
+
+#[test]
+fn engine_sockets_and_urls_are_of_a_known_kind() {
+    let check = |key: &str, value: &str, expected: &str| {
+        refused_pool(
+            MODEL,
+            &format!("{{address: '127.0.0.1:8000', {key}: '{value}'}}"),
+            &format!(
+                "c.yaml: pools[0].endpoints[0].{key}: {value:?} is not accepted: expected {expected}"
+            ),
+        );
+    };
+    for wrong in
+        ["127.0.0.1:5557", "tcp://127.0.0.1", "tcp://*:5557", "tcp://a:0", "udp://a:1", "ipc://"]
+    {
+        check("kvEvents", wrong, "tcp://HOST:PORT or ipc://PATH");
+    }
+    check(
+        "replay",
+        "tcp://127.0.0.1:5657",
+        "nothing, or kvEvents beside it: there are no events to replay",
+    );
+    for wrong in ["https://127.0.0.1/metrics", "127.0.0.1:8000/metrics", "http://", "/metrics"] {
+        check("metrics", wrong, "http://HOST:PORT/PATH");
+    }
+}

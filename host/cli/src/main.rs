@@ -1,0 +1,134 @@
+//! The `wasm-epp` command. What it does is in the library; here are its flags, what it prints, and
+//! its exit codes: 0 done, 1 failed, 64 wrong usage or configuration.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::json;
+use wasm_epp::{config, render, serve, simulate};
+
+/// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
+const USAGE: u8 = 64;
+
+/// An LLM endpoint picker that runs inside Envoy.
+#[derive(Parser)]
+#[command(name = "wasm-epp", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the gateway's files for a configuration
+    Render(Render),
+    /// Run the daemon: watch the engines, feed the gateways
+    Serve(Serve),
+    /// Run an engine without a model: its API, KV events and metrics
+    SimulateEngine(Box<simulate::Flags>),
+}
+
+#[derive(Args)]
+struct Render {
+    /// Kind of gateway
+    #[arg(long, value_enum)]
+    gateway: Gateway,
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// One JSON object on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Gateway {
+    /// Envoy by itself
+    Envoy,
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Printing can only fail when nobody reads; the exit code still tells.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    start_logging();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wasm-epp: {error:#}");
+            let usage = error.downcast_ref::<config::ConfigError>().is_some();
+            ExitCode::from(if usage { USAGE } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Render(flags) => render(&flags),
+        Command::Serve(flags) => {
+            let config = load(&flags.config)?;
+            runtime()?.block_on(serve::run(config))
+        }
+        Command::SimulateEngine(flags) => runtime()?.block_on(simulate::run(*flags)),
+    }
+}
+
+fn render(flags: &Render) -> anyhow::Result<()> {
+    let config = load(&flags.config)?;
+    let rendered = match flags.gateway {
+        Gateway::Envoy => render::envoy(&config, &flags.out)?,
+    };
+    for path in &rendered.written {
+        println!("wrote {}", path.display());
+    }
+    for path in &rendered.unchanged {
+        println!("unchanged {}", path.display());
+    }
+    if flags.json {
+        println!(
+            "{}",
+            json!({
+                "dir": rendered.dir,
+                "written": rendered.written,
+                "unchanged": rendered.unchanged,
+                "warnings": config.warnings,
+            })
+        );
+    }
+    Ok(())
+}
+
+fn load(path: &std::path::Path) -> Result<config::Config, config::ConfigError> {
+    let config = config::load(path)?;
+    for warning in &config.warnings {
+        tracing::warn!(file = %path.display(), warning, "configuration");
+    }
+    Ok(config)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+/// To stderr, as stdout is for results. `RUST_LOG` chooses what.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,286 @@
+//! `envoy.yaml`, for Envoy 1.40.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::config::{BUFFER_LIMIT_BYTES, Config, FeedAddress, Pool};
+
+/// Buffer of a connection where nothing needs a whole body.
+const CONNECTION_BUFFER_BYTES: u64 = 1024 * 1024;
+
+/// Longest silence in a stream. Ends streams parked by a dead VM, so it cannot be off; above the
+/// longest prefill behind a full queue.
+const STREAM_IDLE: &str = "900s";
+
+/// Envoy's own limits of 1024 requests and 3 retries per cluster are below one busy pool; the
+/// engines' queues are the limit that scorers know about.
+const CIRCUIT_BREAKER: u64 = 1_000_000;
+
+/// The header that carries the picked endpoints to the load balancer.
+const DESTINATION: &str = "x-gateway-destination-endpoint";
+
+/// Headers by which a client could choose an engine, or be told apart from the gateway.
+const CLIENT_MAY_NOT_SEND: [&str; 4] = [
+    DESTINATION,
+    "x-gateway-destination-endpoint-served",
+    "x-gateway-destination-endpoint-subset",
+    "x-prefiller-host-port",
+];
+
+/// First lines of the file.
+pub(super) fn header(config: &Config) -> String {
+    format!(
+        "# Written by `wasm-epp render` from {}; changes are lost at the next run.\n\
+         # Start: envoy -c envoy.yaml --log-level {}\n\
+         # The filters intake, picker and feeder are in ecds/ and can be swapped while Envoy runs.\n\
+         # Everything else in this file takes effect at the next start.\n",
+        config.file.file_name().map_or("a file".into(), |name| name.to_string_lossy()),
+        config.envoy.log_level,
+    )
+}
+
+/// The bootstrap. `ecds` is the folder of the file-watched filters.
+pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
+    let node = config
+        .gateways
+        .iter()
+        .find(|gateway| gateway.feed == config.envoy.feed)
+        .map_or("wasm-epp", |gateway| &gateway.name);
+    json!({
+        // File-watched filters need a node.
+        "node": {"id": node, "cluster": "wasm-epp"},
+        "admin": {"address": socket_address(config.envoy.admin)},
+        // A module that never returns holds its worker for ever: only ending the process helps.
+        "watchdogs": {"worker_watchdog": {
+            "miss_timeout": "0.2s", "megamiss_timeout": "1s", "kill_timeout": "10s",
+        }},
+        "static_resources": {
+            "listeners": [inference_listener(config, ecds), feed_listener(config, ecds)],
+            "clusters": config.pools.iter().map(cluster).collect::<Vec<_>>(),
+        },
+    })
+}
+
+fn inference_listener(config: &Config, ecds: &Path) -> Value {
+    let mut intake = discovered("intake", ecds);
+    // Enabled by the pools' routes, so that a route of somebody else's does not pay for it.
+    intake["disabled"] = json!(true);
+    let remove: Vec<Value> =
+        CLIENT_MAY_NOT_SEND.iter().map(|name| json!({"remove": name})).collect();
+    let manager = json!({
+        "@type": network("http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "inference",
+        "codec_type": "AUTO",
+        "http_protocol_options": {"enable_trailers": true},
+        "preserve_external_request_id": true,
+        "always_set_request_id_in_response": true,
+        "normalize_path": true,
+        "request_headers_timeout": "30s",
+        "stream_idle_timeout": STREAM_IDLE,
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "early_header_mutation_extensions": [{
+            "name": "strip_client_routing_headers",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                "mutations": remove,
+            },
+        }],
+        "route_config": {
+            "name": "pools",
+            "virtual_hosts": [
+                {"name": "pools", "domains": ["*"], "routes": routes(config)},
+            ],
+        },
+        "http_filters": [intake, discovered("picker", ecds), router()],
+    });
+    json!({
+        "name": "inference",
+        "address": socket_address(config.envoy.listen),
+        "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    })
+}
+
+/// Longest prefix first, so that `/a/b` is not taken by `/a`; the first pool has no prefix and
+/// comes last.
+fn routes(config: &Config) -> Vec<Value> {
+    let mut pools: Vec<&Pool> = config.pools.iter().collect();
+    pools.sort_by_key(|pool| std::cmp::Reverse(pool.route_prefix.as_deref().map_or(0, str::len)));
+    pools.into_iter().map(|pool| route(pool, config.routing.retries)).collect()
+}
+
+fn route(pool: &Pool, retries: u32) -> Value {
+    let mut action = json!({
+        "cluster": pool.name,
+        // A stream of tokens has no length: only silence ends it.
+        "timeout": "0s",
+        "idle_timeout": STREAM_IDLE,
+        "retry_policy": {
+            // reset, as reset-before-request leaves the client a 503 when an engine dies after
+            // it took the request.
+            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+            "retriable_status_codes": [503],
+            "num_retries": retries,
+            "retry_host_predicate": [{
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+                },
+            }],
+            "host_selection_retry_max_attempts": 5,
+        },
+    });
+    let path = match &pool.route_prefix {
+        None => "/".to_owned(),
+        Some(prefix) => {
+            action["prefix_rewrite"] = json!("/");
+            format!("{prefix}/")
+        }
+    };
+    json!({
+        "name": pool.name,
+        "match": {"prefix": path},
+        // Room for the whole body while it is scored, and for sending it again.
+        "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
+        "route": action,
+        "typed_per_filter_config": {"intake": {
+            "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
+            "config": {},
+            "disabled": false,
+        }},
+    })
+}
+
+fn cluster(pool: &Pool) -> Value {
+    let endpoints: Vec<Value> = pool
+        .endpoints
+        .iter()
+        .map(|endpoint| json!({"endpoint": {"address": socket_address(endpoint.socket)}}))
+        .collect();
+    let policy = "type.googleapis.com/envoy.extensions.load_balancing_policies";
+    json!({
+        "name": pool.name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
+        "circuit_breakers": {"thresholds": [{
+            "max_connections": CIRCUIT_BREAKER, "max_pending_requests": CIRCUIT_BREAKER,
+            "max_requests": CIRCUIT_BREAKER, "max_retries": CIRCUIT_BREAKER,
+        }]},
+        "outlier_detection": {
+            "consecutive_5xx": 5, "interval": "5s", "base_ejection_time": "15s",
+            "max_ejection_percent": 50,
+        },
+        "load_balancing_policy": {"policies": [{"typed_extension_config": {
+            "name": "envoy.load_balancing_policies.override_host",
+            "typed_config": {
+                "@type": format!("{policy}.override_host.v3.OverrideHost"),
+                "override_host_sources": [{"header": DESTINATION}],
+                "selected_host_key": {
+                    "key": "envoy.lb",
+                    "path": [{"key": "x-gateway-destination-endpoint-served"}],
+                },
+                "fallback_policy": {"policies": [{"typed_extension_config": {
+                    "name": "envoy.load_balancing_policies.least_request",
+                    "typed_config": {"@type": format!("{policy}.least_request.v3.LeastRequest")},
+                }}]},
+            },
+        }}]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http_protocol_options": {}},
+                // After the load balancer has read the header: engines have no use for it.
+                "http_filters": [
+                    {
+                        "name": "strip_destination",
+                        "typed_config": {
+                            "@type": http("header_mutation.v3.HeaderMutation"),
+                            "mutations": {"request_mutations": [{"remove": DESTINATION}]},
+                        },
+                    },
+                    {
+                        "name": "codec",
+                        "typed_config": {"@type": http("upstream_codec.v3.UpstreamCodec")},
+                    },
+                ],
+            },
+        },
+        "load_assignment": {
+            "cluster_name": pool.name,
+            "endpoints": [{"lb_endpoints": endpoints}],
+        },
+    })
+}
+
+fn feed_listener(config: &Config, ecds: &Path) -> Value {
+    let address = match &config.envoy.feed {
+        FeedAddress::Unix(path) => {
+            json!({"pipe": {"path": path, "mode": config.envoy.feed_mode}})
+        }
+        FeedAddress::Http(address) => socket_address(*address),
+    };
+    let manager = json!({
+        "@type": network("http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "feed",
+        "codec_type": "AUTO",
+        "route_config": {
+            "name": "feed",
+            "virtual_hosts": [{
+                "name": "feed",
+                "domains": ["*"],
+                // Reached when the feeder is skipped or missing: that must never look like an ack.
+                "routes": [{
+                    "match": {"prefix": "/"},
+                    "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
+                    "direct_response": {"status": 503},
+                }],
+            }],
+        },
+        "http_filters": [discovered("feeder", ecds), router()],
+    });
+    json!({
+        "name": "feed",
+        "address": address,
+        "per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    })
+}
+
+/// A filter from the watched folder. Until a resource is accepted, and when none is, an empty
+/// header mutation stands in for it: without one Envoy answers 500 to everything.
+fn discovered(name: &str, ecds: &Path) -> Value {
+    let stand_in = http("header_mutation.v3.HeaderMutation");
+    json!({
+        "name": name,
+        "config_discovery": {
+            "config_source": {
+                "resource_api_version": "V3",
+                "path_config_source": {
+                    "path": ecds.join(format!("{name}.yaml")),
+                    "watched_directory": {"path": ecds},
+                },
+            },
+            "type_urls": [http("wasm.v3.Wasm"), stand_in],
+            "default_config": {"@type": stand_in, "mutations": {}},
+        },
+    })
+}
+
+fn router() -> Value {
+    json!({"name": "router", "typed_config": {"@type": http("router.v3.Router")}})
+}
+
+fn socket_address(address: SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+fn http(name: &str) -> String {
+    format!("type.googleapis.com/envoy.extensions.filters.http.{name}")
+}
+
+fn network(name: &str) -> String {
+    format!("type.googleapis.com/envoy.extensions.filters.network.{name}")
+}

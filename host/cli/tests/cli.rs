@@ -1,0 +1,95 @@
+//! The command as a person runs it: exit codes, and what goes to stdout and stderr.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_wasm-epp");
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(BINARY).args(arguments).current_dir(folder).output().expect("the binary runs")
+}
+
+/// A folder with modules that only look like some, and this configuration.
+fn folder(configuration: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir_all(folder.path().join("target/wasm")).expect("a folder");
+    for module in ["router", "feeder"] {
+        let path = folder.path().join(format!("target/wasm/{module}.wasm"));
+        std::fs::write(path, b"\0asm").expect("written");
+    }
+    std::fs::write(folder.path().join("c.yaml"), configuration).expect("written");
+    folder
+}
+
+const GOOD: &str =
+    "pools: [{name: a, models: [{name: m, folder: f}], endpoints: [{address: '127.0.0.1:8000'}]}]";
+const RENDER: [&str; 8] =
+    ["render", "--gateway", "envoy", "--config", "c.yaml", "--out", "out", "--json"];
+
+#[test]
+fn render_reports_in_one_json_object_on_the_last_line() {
+    let folder = folder(GOOD);
+    let output = run(folder.path(), &RENDER);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(stdout.lines().filter(|line| line.starts_with("wrote /")).count(), 6, "{stdout}");
+    let report: serde_json::Value =
+        serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(report["written"].as_array().map(Vec::len), Some(6), "{report}");
+    assert_eq!(report["unchanged"].as_array().map(Vec::len), Some(0), "{report}");
+    assert!(folder.path().join("run").is_dir(), "the folder of the feed's socket");
+}
+
+#[test]
+fn a_wrong_configuration_is_64_and_says_where() {
+    for command in [&RENDER[..], &["serve", "--config", "c.yaml"]] {
+        let folder = folder("pools: []");
+        let output = run(folder.path(), command);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        assert!(stderr.contains("c.yaml: pools: [] is not accepted"), "{stderr}");
+        assert!(!folder.path().join("out").exists());
+    }
+}
+
+#[test]
+fn wrong_usage_is_64_and_help_is_0() {
+    let folder = folder(GOOD);
+    for wrong in [&["render"][..], &["rendre"], &[], &["simulate-engine", "--seed", "x"]] {
+        assert_eq!(run(folder.path(), wrong).status.code(), Some(64), "{wrong:?}");
+    }
+    let help = run(folder.path(), &["render", "--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--gateway"), "{help:?}");
+}
+
+#[test]
+fn a_missing_module_is_1() {
+    let folder = folder(GOOD);
+    std::fs::remove_file(folder.path().join("target/wasm/feeder.wasm")).expect("removed");
+    let output = run(folder.path(), &RENDER);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr.contains("target/wasm/feeder.wasm"), "{stderr}");
+}
+
+#[test]
+fn a_simulated_engine_says_where_it_is_and_ends_when_told() {
+    let mut engine = Command::new(BINARY)
+        .args(["simulate-engine", "--no-replay"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut line = String::new();
+    let stdout = engine.stdout.take().expect("piped");
+    BufReader::new(stdout).read_line(&mut line).expect("a line");
+    let addresses: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let http = addresses["http"].as_str().expect("an address").to_owned();
+    assert!(std::net::TcpStream::connect(&http).is_ok(), "{line}");
+    assert!(addresses["kvEvents"].as_str().is_some_and(|at| at.starts_with("tcp://")), "{line}");
+    assert!(addresses["replay"].is_null(), "{line}");
+    let told = Command::new("kill").arg(engine.id().to_string()).status().expect("kill runs");
+    assert!(told.success());
+    assert_eq!(engine.wait().expect("our child").code(), Some(0));
+}

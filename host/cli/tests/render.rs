@@ -1,0 +1,207 @@
+//! `wasm-epp render --gateway envoy`, and what a real Envoy makes of it.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use support::gateway::{Gateway, envoy_binary};
+use support::{Configure, ask, echo_engine, guest, write_config};
+use tempfile::TempDir;
+use wasm_epp::config;
+use wasm_epp::render::{self, RenderError, Rendered};
+
+/// A folder with a configuration rendered into its `out`.
+struct Rendering {
+    folder: TempDir,
+    rendered: Rendered,
+}
+
+impl Rendering {
+    fn of(configure: Configure) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let rendered = render_into(folder.path(), &guest(configure), 2).expect("rendered");
+        Self { folder, rendered }
+    }
+
+    fn router_module(&self) -> &Path {
+        let is_router = |path: &&std::path::PathBuf| path.to_string_lossy().contains("/router-");
+        self.rendered.written.iter().find(is_router).expect("a router module")
+    }
+}
+
+fn render_into(folder: &Path, router: &[u8], retries: u32) -> Result<Rendered, RenderError> {
+    let file = write_config(folder, echo_engine(), router, retries);
+    render::envoy(&config::load(file).expect("a good configuration"), &folder.join("out"))
+}
+
+fn names(rendered: &Rendered, paths: &[std::path::PathBuf]) -> Vec<String> {
+    let strip = |path: &std::path::PathBuf| {
+        path.strip_prefix(&rendered.dir).expect("inside").to_string_lossy().into_owned()
+    };
+    paths.iter().map(strip).collect()
+}
+
+#[test]
+fn a_second_rendering_changes_nothing() {
+    let first = Rendering::of(Configure::Accept);
+    assert_eq!(first.rendered.unchanged, Vec::<std::path::PathBuf>::new());
+    let config = config::load(first.folder.path().join("wasm-epp.yaml")).expect("loads");
+    let second = render::envoy(&config, &first.folder.path().join("out")).expect("rendered");
+    assert_eq!(second.written, Vec::<std::path::PathBuf>::new());
+    assert_eq!(second.unchanged, first.rendered.written);
+}
+
+#[test]
+fn a_damaged_copy_of_a_module_is_written_again() {
+    let first = Rendering::of(Configure::Accept);
+    fs::write(first.router_module(), b"\0asm").expect("written");
+    let config = config::load(first.folder.path().join("wasm-epp.yaml")).expect("loads");
+    let second = render::envoy(&config, &first.folder.path().join("out")).expect("rendered");
+    assert_eq!(second.written, [first.router_module()]);
+}
+
+#[test]
+fn a_new_module_gets_a_new_name_and_the_old_one_stays() {
+    let first = Rendering::of(Configure::Accept);
+    let config = config::load(first.folder.path().join("wasm-epp.yaml")).expect("loads");
+    fs::write(first.folder.path().join("modules/router.wasm"), guest(Configure::Refuse))
+        .expect("written");
+    let second = render::envoy(&config, &first.folder.path().join("out")).expect("rendered");
+    let written = names(&second, &second.written);
+    assert!(written[0].starts_with("modules/router-"), "{written:?}");
+    assert_eq!(written[1..], ["ecds/intake.yaml", "ecds/picker.yaml"]);
+    assert!(first.router_module().exists());
+    assert_eq!(fs::read_dir(second.dir.join("ecds")).expect("a folder").count(), 3);
+}
+
+#[test]
+fn a_missing_module_is_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write_config(folder.path(), echo_engine(), b"", 2);
+    fs::remove_file(folder.path().join("modules/router.wasm")).expect("removed");
+    let out = folder.path().join("out");
+    let error = render::envoy(&config::load(file).expect("loads"), &out).expect_err("refused");
+    assert!(error.to_string().contains("modules/router.wasm"), "{error}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_module_that_is_no_webassembly_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let error = render_into(folder.path(), b"<html>not found</html>", 2).expect_err("refused");
+    assert!(matches!(error, RenderError::NotWasm { .. }), "{error}");
+}
+
+#[test]
+fn envoy_validates_the_rendering() {
+    let Some(envoy) = envoy_binary() else { return };
+    let rendering = Rendering::of(Configure::Accept);
+    let output = Command::new(envoy)
+        .args(["--mode", "validate", "--use-dynamic-base-id", "-c"])
+        .arg(rendering.rendered.dir.join("envoy.yaml"))
+        .output()
+        .expect("Envoy runs");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    assert!(!log.contains("[error]"), "{log}");
+}
+
+#[test]
+fn envoy_runs_intake_and_picker_and_hides_routing_headers_both_ways() {
+    let Some(envoy) = envoy_binary() else { return };
+    let rendering = Rendering::of(Configure::Accept);
+    let gateway = Gateway::start(&envoy, &rendering.rendered.dir);
+    let from_client = "X-Gateway-Destination-Endpoint: 9.9.9.9:9\r\n\
+         x-gateway-destination-endpoint-served: a\r\nX-GATEWAY-DESTINATION-ENDPOINT-SUBSET: b\r\n\
+         x-prefiller-host-port: c\r\nx-request-id: mine\r\n";
+    let answer = gateway.ask("/v1/models", from_client);
+    let (head, engine_saw) = answer.split_once("\r\n\r\n").expect("head and body");
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(head.contains("x-request-id: mine"), "{answer}");
+    assert!(engine_saw.starts_with("GET /v1/models "), "{answer}");
+    // Once by intake, which the route enables, and once by picker.
+    assert_eq!(engine_saw.matches("x-guest: ran").count(), 2, "{answer}");
+    assert!(!engine_saw.contains("x-gateway-destination"), "{answer}");
+    assert!(!engine_saw.contains("x-prefiller"), "{answer}");
+    // The module's response callback is withheld: it would trap.
+    assert!(!gateway.log().contains("unreachable"), "{}", gateway.log());
+}
+
+#[test]
+fn envoy_routes_a_prefix_to_its_pool_without_the_prefix() {
+    let Some(envoy) = envoy_binary() else { return };
+    let rendering = Rendering::of(Configure::Accept);
+    let mut gateway = Gateway::start(&envoy, &rendering.rendered.dir);
+    let answer = gateway.ask("/pool-b/v1/models", "");
+    assert!(answer.contains("\r\n\r\nGET /v1/models "), "{answer}");
+    gateway.wait_for_stat("cluster.pool-b.upstream_rq_200: 1");
+    let answer = gateway.ask("/pool-bc/v1/models", "");
+    assert!(answer.contains("\r\n\r\nGET /pool-bc/v1/models "), "{answer}");
+    gateway.wait_for_stat("cluster.pool-a.upstream_rq_200: 1");
+}
+
+#[test]
+fn the_feed_listener_is_private_and_never_acks_for_a_module_that_does_not() {
+    let Some(envoy) = envoy_binary() else { return };
+    let rendering = Rendering::of(Configure::Accept);
+    let _gateway = Gateway::start(&envoy, &rendering.rendered.dir);
+    let socket = rendering.folder.path().join("run/feed.sock");
+    let mode = fs::metadata(&socket).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let answer = ask(UnixStream::connect(&socket).expect("a listener"), "/", "").expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+}
+
+#[test]
+fn a_running_envoy_takes_a_new_rendering() {
+    let Some(envoy) = envoy_binary() else { return };
+    let rendering = Rendering::of(Configure::Accept);
+    let mut gateway = Gateway::start(&envoy, &rendering.rendered.dir);
+    render_into(rendering.folder.path(), &guest(Configure::Accept), 5).expect("rendered");
+    let picker =
+        fs::read_to_string(rendering.rendered.dir.join("ecds/picker.yaml")).expect("there");
+    assert!(picker.contains(r#"\"destinations\":6"#), "{picker}");
+    let version = picker.lines().find_map(|line| line.strip_prefix("version_info: "));
+    let version = version.expect("a version").trim_matches('"');
+    let stat = "extension_config_discovery.http_filter.picker.version_text";
+    gateway.wait_for_stat(&format!("{stat}: \"{version}\""));
+}
+
+/// Starts Envoy after `damage` to what it loads; a request must get through, unrouted.
+fn serves_without_the_router(rendering: Rendering, damage: impl FnOnce(&Path)) {
+    let Some(envoy) = envoy_binary() else { return };
+    damage(rendering.router_module());
+    let mut gateway = Gateway::start(&envoy, &rendering.rendered.dir);
+    for filter in ["intake", "picker"] {
+        let stat = "extension_config_discovery.http_filter";
+        gateway.wait_for_stat(&format!("{stat}.{filter}.update_rejected: 1"));
+    }
+    let answer = gateway.ask("/v1/models", "");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("GET /v1/models "), "{answer}");
+    assert!(!answer.contains("x-guest"), "{answer}");
+}
+
+#[test]
+fn envoy_serves_when_the_router_module_is_missing() {
+    serves_without_the_router(Rendering::of(Configure::Accept), |module| {
+        fs::remove_file(module).expect("removed");
+    });
+}
+
+#[test]
+fn envoy_serves_when_the_router_module_is_cut_short() {
+    serves_without_the_router(Rendering::of(Configure::Accept), |module| {
+        let bytes = fs::read(module).expect("readable");
+        fs::write(module, &bytes[..bytes.len() / 2]).expect("written");
+    });
+}
+
+#[test]
+fn envoy_serves_when_the_router_module_refuses_its_configuration() {
+    serves_without_the_router(Rendering::of(Configure::Refuse), |_| {});
+}

@@ -1,0 +1,1 @@
+//! Pushing feed batches to gateways and reading their acks.

@@ -1,0 +1,392 @@
+//! One behaviour at a time, as scripts: `>` feeds the cursor, `=` is what it wants done.
+
+use super::*;
+
+/// A message of run `run`.
+pub(super) fn message(run: u64, sequence: u64) -> Message {
+    let payload = Bytes::from(format!("run {run} batch {sequence}"));
+    Message { sequence, payload, received_at: Instant::now() }
+}
+
+/// Feeds one line: `connect`, `lost`, `silent`, `end`, `fail`, `live 1:5` or `re 1:5` (run and
+/// sequence number; a range `1:5-7` stands for several).
+fn feed(cursor: &mut Cursor, line: &str) {
+    let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+    match verb {
+        "connect" => cursor.connected(),
+        "lost" => cursor.disconnected(),
+        "silent" => cursor.silent(),
+        "end" => cursor.replay_ended(),
+        "fail" => cursor.replay_failed(),
+        "live" => messages(rest).for_each(|message| cursor.live(message)),
+        "re" => messages(rest).for_each(|message| cursor.replayed(message)),
+        verb => panic!("unknown verb {verb}"),
+    }
+}
+
+fn messages(text: &str) -> impl Iterator<Item = Message> {
+    let (run, range) = text.split_once(':').expect("run:sequence");
+    let run = run.parse().expect("a run");
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (first, last): (u64, u64) = (first.parse().expect("first"), last.parse().expect("last"));
+    (first..=last).map(move |sequence| message(run, sequence))
+}
+
+fn wanted(cursor: &mut Cursor) -> String {
+    let mut words = Vec::new();
+    while let Some(action) = cursor.next_action() {
+        words.push(match action {
+            Action::Deliver(message) => message.sequence.to_string(),
+            Action::Reset(ResetReason::Restart) => "reset-restart".to_owned(),
+            Action::Reset(ResetReason::Gap) => "reset-gap".to_owned(),
+            Action::State(SourceState::Live { partial: false }) => "live".to_owned(),
+            Action::State(SourceState::Live { partial: true }) => "partial".to_owned(),
+            Action::State(state) => format!("{state:?}").to_lowercase(),
+            Action::Replay { from } => format!("replay({from})"),
+            Action::Reconnect => "reconnect".to_owned(),
+        });
+    }
+    words.join(" ")
+}
+
+fn run(mut cursor: Cursor, script: &str) {
+    let mut done = String::new();
+    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let (input, expected) = line.split_once('=').expect("input = actions");
+        feed(&mut cursor, input.trim());
+        let got = wanted(&mut cursor);
+        assert_eq!(got, expected.trim(), "\nat `{}` after{done}", input.trim());
+        done.push_str(&format!("\n  {line}"));
+    }
+}
+
+fn check(script: &str) {
+    run(Cursor::new(true), script);
+}
+
+#[test]
+fn a_publisher_that_has_published_nothing_is_live() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-1 = 0 1",
+    );
+}
+
+#[test]
+fn history_comes_first_and_nothing_comes_twice() {
+    check(
+        "connect    = resyncing replay(0)
+         live 1:2-3 =
+         re 1:0-2   = 0 1 2
+         end        = 3 live
+         live 1:3   =
+         live 1:4   = 4",
+    );
+}
+
+#[test]
+fn a_history_whose_start_is_gone_is_partial() {
+    check(
+        "connect  = resyncing replay(0)
+         re 1:5-6 = 5 6
+         end      = partial
+         live 1:7 = 7",
+    );
+}
+
+#[test]
+fn a_gap_is_closed_by_a_replay_from_the_last_known_batch() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-1 = 0 1
+         live 1:4   = resyncing replay(1)
+         live 1:5   =
+         re 1:1-4   = 2 3 4
+         end        = 5 live",
+    );
+}
+
+#[test]
+fn a_gap_that_cannot_be_closed_voids_the_source() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-1 = 0 1
+         live 1:9   = resyncing replay(1)
+         re 1:8     = reset-gap 8
+         re 1:9     = 9
+         end        = partial",
+    );
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-1 = 0 1
+         live 1:9   = resyncing replay(1)
+         fail       = replay(1)
+         fail       = reset-gap 9 partial
+         live 1:10  = 10",
+    );
+}
+
+#[test]
+fn without_a_replay_endpoint_a_gap_voids_the_source() {
+    run(
+        Cursor::new(false),
+        "connect    = partial
+         live 1:0-1 = 0 live 1
+         live 1:4-5 = reset-gap 4 partial 5
+         live 1:5   =
+         live 2:0   = reset-restart 0 live
+         silent     =",
+    );
+}
+
+#[test]
+fn a_replay_cut_short_is_asked_for_again() {
+    check(
+        "connect  = resyncing replay(0)
+         re 1:0-4 = 0 1 2 3 4
+         fail     = replay(4)
+         re 1:4-6 = 5 6
+         fail     = replay(6)
+         re 1:6   =
+         end      = live",
+    );
+}
+
+#[test]
+fn a_replay_with_a_hole_is_asked_for_again() {
+    check(
+        "connect  = resyncing replay(0)
+         re 1:0-1 = 0 1
+         re 1:3   =
+         end      = replay(1)
+         re 1:1-3 = 2 3
+         end      = live",
+    );
+    check(
+        "connect  = resyncing replay(0)
+         re 1:0   = 0
+         re 1:2   =
+         end      = replay(0)
+         re 1:0   =
+         re 1:2   =
+         end      = replay(0)
+         re 1:0   =
+         re 1:2   =
+         end      = live",
+    );
+}
+
+#[test]
+fn a_lower_number_is_a_restart() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         live 2:1   = reset-restart resyncing replay(0)
+         re 2:0-1   = 0 1
+         end        = live",
+    );
+}
+
+#[test]
+fn a_message_that_contradicts_the_replay_is_not_fought_over() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         live 2:1   = reset-restart resyncing replay(0)
+         re 1:0-3   = 0 1 2 3
+         end        = live
+         silent     = replay(3)
+         end        = reset-restart resyncing replay(0)
+         re 2:0-1   = 0 1
+         end        = live",
+    );
+}
+
+#[test]
+fn a_restarted_engine_that_has_come_further_is_found_on_reconnection() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         lost       = lost
+         connect    = resyncing replay(3)
+         live 2:8   =
+         re 2:3     = reset-restart replay(0)
+         re 2:0-8   = 0 1 2 3 4 5 6 7 8
+         end        = live",
+    );
+}
+
+#[test]
+fn a_restarted_engine_that_has_published_nothing_is_found_in_silence() {
+    let script = "connect    = resyncing replay(0)
+                  end        = live
+                  live 1:0-3 = 0 1 2 3
+                  silent     = replay(3)
+                  re 1:3     =
+                  end        =
+                  silent     = replay(3)
+                  end        = reset-restart resyncing replay(0)
+                  end        = live";
+    check(script);
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         lost       = lost
+         connect    = resyncing replay(3)
+         end        = reset-restart replay(0)
+         end        = live",
+    );
+}
+
+#[test]
+fn a_replay_buffer_that_keeps_nothing_is_no_restart() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         silent     = replay(3)
+         end        =
+         live 1:4   = 4",
+    );
+}
+
+#[test]
+fn the_same_run_after_a_lost_connection_goes_on() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         lost       = lost
+         connect    = resyncing replay(3)
+         re 1:3-5   = 4 5
+         end        = live",
+    );
+}
+
+#[test]
+fn a_probe_does_not_hold_messages_up() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         silent     = replay(3)
+         live 1:4   = 4
+         re 1:3-5   = 5
+         live 1:5   =
+         end        =
+         live 1:6   = 6",
+    );
+}
+
+#[test]
+fn a_gap_seen_during_a_probe_waits_for_its_answer() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         silent     = replay(3)
+         live 1:6   = resyncing
+         re 1:3-6   = 4 5 6
+         end        = live",
+    );
+}
+
+#[test]
+fn a_subscription_that_brings_nothing_is_rebuilt() {
+    check(
+        "connect  = resyncing replay(0)
+         re 1:0   = 0
+         end      = live
+         silent   = replay(0)
+         re 1:0-1 = 1
+         end      =
+         silent   = replay(1)
+         re 1:1-2 = 2
+         end      = reconnect",
+    );
+}
+
+#[test]
+fn probes_that_stay_unanswered_rebuild_the_connection() {
+    check(
+        "connect    = resyncing replay(0)
+         re 1:0     = 0
+         end        = live
+         silent     = replay(0)
+         fail       =
+         silent     = replay(0)
+         fail       = reconnect",
+    );
+}
+
+#[test]
+fn a_missing_replay_endpoint_leaves_the_source_partial() {
+    check(
+        "connect    = resyncing replay(0)
+         live 1:4   =
+         fail       = replay(0)
+         fail       = 4 partial
+         live 1:5   = 5
+         silent     = replay(5)
+         fail       =
+         silent     = replay(5)
+         fail       =",
+    );
+}
+
+#[test]
+fn messages_that_find_no_room_are_replayed() {
+    let mut cursor = Cursor::new(true);
+    cursor.connected();
+    let last = PENDING_MESSAGES as u64 + 9;
+    feed(&mut cursor, &format!("live 1:0-{last}"));
+    assert_eq!(cursor.pending.len(), PENDING_MESSAGES);
+    cursor.replay_ended();
+    assert_eq!(wanted(&mut cursor).split(' ').next_back(), Some("replay(4095)"));
+    feed(&mut cursor, &format!("re 1:4095-{last}"));
+    cursor.replay_ended();
+    assert!(wanted(&mut cursor).ends_with("4104 4105 live"));
+}
+
+#[test]
+fn only_so_many_bytes_wait() {
+    let mut cursor = Cursor::new(true);
+    cursor.connected();
+    for sequence in 0..5 {
+        let payload = Bytes::from(vec![0; PENDING_BYTES / 4]);
+        cursor.live(Message { sequence, payload, received_at: Instant::now() });
+    }
+    assert_eq!(cursor.pending.len(), 4);
+}
+
+#[test]
+fn an_old_duplicate_is_told_from_a_restart_by_its_payload() {
+    let mut recent = Recent::default();
+    for sequence in 5..10 {
+        recent.push(sequence, &message(1, sequence).payload);
+    }
+    let check = |run, sequence| recent.check(sequence, &message(run, sequence).payload);
+    assert_eq!([check(1, 5), check(1, 9)], [Seen::Same; 2]);
+    assert_eq!([check(2, 5), check(2, 9)], [Seen::Different; 2]);
+    assert_eq!([check(1, 4), check(1, 10), check(1, 0)], [Seen::Forgotten; 3]);
+}
+
+#[test]
+fn what_is_remembered_is_bounded() {
+    let mut recent = Recent::default();
+    let last = recent::REMEMBERED as u64;
+    for sequence in 0..=last {
+        recent.push(sequence, &message(1, sequence).payload);
+    }
+    assert_eq!(recent.check(0, &message(1, 0).payload), Seen::Forgotten);
+    assert_eq!(recent.check(1, &message(1, 1).payload), Seen::Same);
+    assert_eq!(recent.check(last, &message(1, last).payload), Seen::Same);
+}

@@ -1,0 +1,331 @@
+//! The transport against another implementation of ZMQ: a publisher on pyzmq (libzmq).
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use kv_events::{
+    ResetReason, SourceConfig, SourceState, SourceUpdate, Timing, decode, follow_with,
+};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn session() -> PathBuf {
+    workspace().join("tests/golden/kv-events/session-chat-small-cache.jsonl")
+}
+
+/// A Python with pyzmq. Without one the test is skipped, but not in CI.
+fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("WASM_EPP_PYTHON")
+        .map_or_else(|| workspace().join(".local/venv/bin/python"), PathBuf::from);
+    let works = std::process::Command::new(&python)
+        .args(["-c", "import zmq"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if works {
+        return Some(python);
+    }
+    let why = format!("{} is missing or has no pyzmq", python.display());
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    eprintln!("skipped: {why}; run scripts/setup or set WASM_EPP_PYTHON");
+    None
+}
+
+struct Publisher {
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+    pub_port: u64,
+    replay_port: Option<u64>,
+    /// Killed when dropped.
+    _child: Child,
+}
+
+impl Publisher {
+    async fn start(args: &[&str]) -> Option<Self> {
+        let mut child = Command::new(python()?)
+            .arg(workspace().join("tests/golden/kv-events/publisher.py"))
+            .arg(session())
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("python starts");
+        let stdin = child.stdin.take().expect("piped");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let ports = answer(&mut stdout).await;
+        Some(Self {
+            stdin,
+            stdout,
+            pub_port: ports["pub"].as_u64().expect("a port"),
+            replay_port: ports["replay"].as_u64(),
+            _child: child,
+        })
+    }
+
+    async fn tell(&mut self, command: &str) {
+        self.stdin.write_all(format!("{command}\n").as_bytes()).await.expect("a publisher");
+        answer(&mut self.stdout).await;
+    }
+
+    fn source(&self) -> SourceConfig {
+        SourceConfig {
+            endpoint: format!("tcp://127.0.0.1:{}", self.pub_port),
+            replay: self.replay_port.map(|port| format!("tcp://127.0.0.1:{port}")),
+            topic: "kv@".to_owned(),
+        }
+    }
+}
+
+async fn answer(stdout: &mut Lines<BufReader<ChildStdout>>) -> Value {
+    let line = stdout.next_line().await.expect("a publisher").expect("an answer");
+    serde_json::from_str(&line).expect("json")
+}
+
+struct Source(mpsc::Receiver<SourceUpdate>);
+
+impl Source {
+    fn follow(config: SourceConfig) -> Self {
+        let (sender, updates) = mpsc::channel(16);
+        let timing = Timing {
+            connect: Duration::from_millis(500),
+            replay_silence: Duration::from_millis(500),
+            silence: Duration::from_secs(1),
+            max_backoff: Duration::from_millis(200),
+        };
+        tokio::spawn(follow_with(config, timing, sender));
+        Self(updates)
+    }
+
+    /// The next update as a word; batches give their number after a look at their content.
+    async fn next(&mut self) -> String {
+        let update = tokio::time::timeout(Duration::from_secs(60), self.0.recv()).await;
+        match update.expect("an update in time").expect("a source") {
+            SourceUpdate::Batch { sequence, batch, .. } => {
+                assert!(!batch.events.is_empty());
+                sequence.to_string()
+            }
+            SourceUpdate::Reset { reason: ResetReason::Restart } => "restart".to_owned(),
+            SourceUpdate::Reset { reason: ResetReason::Gap } => "gap".to_owned(),
+            SourceUpdate::State(SourceState::Live { partial: false }) => "live".to_owned(),
+            SourceUpdate::State(SourceState::Live { partial: true }) => "partial".to_owned(),
+            SourceUpdate::State(state) => format!("{state:?}").to_lowercase(),
+            SourceUpdate::Undecodable { sequence, error } => panic!("{sequence}: {error}"),
+        }
+    }
+
+    async fn expect(&mut self, words: &str) {
+        for word in words.split_whitespace() {
+            let got = self.next().await;
+            assert_eq!(got, word, "of {words}");
+        }
+    }
+
+    /// Reads up to `word`, and gives what came before it.
+    async fn until(&mut self, word: &str) -> Vec<String> {
+        let mut before = Vec::new();
+        loop {
+            match self.next().await {
+                got if got == word => return before,
+                got => before.push(got),
+            }
+        }
+    }
+
+    /// Batches `first..=last` in order; states may come between them.
+    async fn batches(&mut self, first: u64, last: u64) {
+        for expected in first..=last {
+            let before = self.until(&expected.to_string()).await;
+            let batches: Vec<_> = before.iter().filter(|w| w.parse::<u64>().is_ok()).collect();
+            assert!(batches.is_empty(), "{before:?} before {expected}");
+            assert!(before.iter().all(|w| w == "live" || w == "resyncing"), "{before:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_late_start_gets_the_whole_history_in_either_framing() {
+    for framing in ["plain", "topic"] {
+        let Some(mut publisher) = Publisher::start(&["--framing", framing]).await else { return };
+        publisher.tell("send 20").await;
+        let mut source = Source::follow(publisher.source());
+        source.expect("connecting resyncing").await;
+        source.batches(0, 19).await;
+        source.expect("live").await;
+        publisher.tell("send 5").await;
+        source.batches(20, 24).await;
+    }
+}
+
+#[tokio::test]
+async fn the_batches_are_those_of_the_session() {
+    let Some(mut publisher) = Publisher::start(&[]).await else { return };
+    publisher.tell("send 10").await;
+    let (sender, mut updates) = mpsc::channel(16);
+    let source = publisher.source();
+    tokio::spawn(follow_with(source, Timing::default(), sender));
+    let text = std::fs::read_to_string(session()).expect("a session");
+    let mut recorded = text
+        .lines()
+        .filter_map(|line| {
+            let line: Value = serde_json::from_str(line).expect("json");
+            let hex = line.get("event")?.get(2)?.as_str()?.to_owned();
+            let byte = |i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hex");
+            decode(&(0..hex.len()).step_by(2).map(byte).collect::<Vec<_>>()).ok()
+        })
+        .take(10)
+        .peekable();
+    while recorded.peek().is_some() {
+        if let SourceUpdate::Batch { batch, .. } = updates.recv().await.expect("a source") {
+            assert_eq!(Some(batch), recorded.next());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_without_batches_is_live() {
+    let Some(mut publisher) = Publisher::start(&[]).await else { return };
+    let mut source = Source::follow(publisher.source());
+    source.expect("connecting resyncing live").await;
+    publisher.tell("send 3").await;
+    source.batches(0, 2).await;
+}
+
+#[tokio::test]
+async fn a_replay_that_comes_in_pieces_is_put_together() {
+    let Some(mut publisher) = Publisher::start(&["--pieces", "6"]).await else { return };
+    publisher.tell("send 20").await;
+    let mut source = Source::follow(publisher.source());
+    source.expect("connecting resyncing").await;
+    source.batches(0, 19).await;
+    source.expect("live").await;
+}
+
+#[tokio::test]
+async fn a_dropped_message_is_replayed() {
+    let args = ["--drop", "12", "13", "--delay", "0.05"];
+    let Some(mut publisher) = Publisher::start(&args).await else { return };
+    publisher.tell("send 10").await;
+    let mut source = Source::follow(publisher.source());
+    source.expect("connecting resyncing").await;
+    source.batches(0, 9).await;
+    publisher.tell("send 10").await;
+    source.batches(10, 19).await;
+}
+
+#[tokio::test]
+async fn a_dropped_last_message_is_found_in_silence() {
+    let Some(mut publisher) = Publisher::start(&["--drop", "3"]).await else { return };
+    publisher.tell("send 3").await;
+    let mut source = Source::follow(publisher.source());
+    source.expect("connecting resyncing").await;
+    source.batches(0, 2).await;
+    source.expect("live").await;
+    publisher.tell("send 1").await;
+    source.batches(3, 3).await;
+}
+
+#[tokio::test]
+async fn a_restart_voids_what_was_known() {
+    let Some(mut publisher) = Publisher::start(&[]).await else { return };
+    publisher.tell("send 10").await;
+    let mut source = Source::follow(publisher.source());
+    source.expect("connecting resyncing").await;
+    source.batches(0, 9).await;
+    source.expect("live").await;
+    publisher.tell("restart").await;
+    publisher.tell("send 3").await;
+    let before = source.until("restart").await;
+    assert!(before.contains(&"lost".to_owned()), "{before:?}");
+    source.batches(0, 2).await;
+}
+
+#[tokio::test]
+async fn a_restart_is_found_even_if_nothing_was_published_since() {
+    let Some(mut publisher) = Publisher::start(&[]).await else { return };
+    publisher.tell("send 10").await;
+    let mut source = Source::follow(publisher.source());
+    source.expect("connecting resyncing").await;
+    source.batches(0, 9).await;
+    publisher.tell("restart").await;
+    source.until("restart").await;
+    source.until("live").await;
+    publisher.tell("send 1").await;
+    source.batches(0, 0).await;
+}
+
+#[tokio::test]
+async fn without_a_replay_endpoint_the_history_is_partial() {
+    let Some(mut publisher) = Publisher::start(&["--no-replay", "--drop", "22"]).await else {
+        return;
+    };
+    publisher.tell("send 20").await;
+    let mut source = Source::follow(publisher.source());
+    source.expect("connecting partial").await;
+    // Nothing tells when the subscription takes effect, so publish until something arrives.
+    let first = loop {
+        publisher.tell("send 1").await;
+        let next = tokio::time::timeout(Duration::from_millis(100), source.next());
+        if let Ok(word) = next.await {
+            break word.parse::<u64>().expect("a batch");
+        }
+    };
+    assert!(first >= 20);
+    publisher.tell("send 5").await;
+    let word = source.next().await;
+    assert!(word == "gap" || word.parse() == Ok(first + 1), "{word}");
+}
+
+#[tokio::test]
+async fn a_replay_endpoint_that_is_down_leaves_the_history_partial() {
+    let Some(mut publisher) = Publisher::start(&["--no-replay"]).await else { return };
+    publisher.tell("send 20").await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let replay = format!("tcp://{}", listener.local_addr().expect("a port"));
+    drop(listener);
+    let source = SourceConfig { replay: Some(replay), ..publisher.source() };
+    let mut source = Source::follow(source);
+    source.expect("connecting resyncing partial").await;
+    publisher.tell("send 3").await;
+    source.expect("20 21 22").await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_not_there_yet_is_waited_for() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("a port").port().to_string();
+    drop(listener);
+    let config = SourceConfig {
+        endpoint: format!("tcp://127.0.0.1:{port}"),
+        replay: None,
+        topic: String::new(),
+    };
+    if python().is_none() {
+        return;
+    }
+    let mut source = Source::follow(config);
+    source.expect("connecting lost connecting").await;
+    let args = ["--no-replay", "--pub-port", &port];
+    let Some(_publisher) = Publisher::start(&args).await else { return };
+    source.until("partial").await;
+}
+
+#[tokio::test]
+async fn following_ends_with_its_receiver() {
+    let config = SourceConfig {
+        endpoint: "tcp://127.0.0.1:1".to_owned(),
+        replay: None,
+        topic: String::new(),
+    };
+    let (sender, updates) = mpsc::channel(16);
+    let task = tokio::spawn(follow_with(config, Timing::default(), sender));
+    drop(updates);
+    tokio::time::timeout(Duration::from_secs(60), task).await.expect("it ends").expect("no panic");
+}

@@ -1,0 +1,44 @@
+use std::path::PathBuf;
+
+/// Why a model folder cannot be used. Every variant names the file; most name field and value.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file is missing or unreadable.
+    #[error("reading {}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not JSON.
+    #[error("parsing {} as JSON", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A field that is needed is absent.
+    #[error("{}: field {field} is missing", file.display())]
+    MissingField {
+        /// The file.
+        file: PathBuf,
+        /// Path of the field inside it.
+        field: String,
+    },
+    /// A field has a value that this crate cannot reproduce exactly.
+    #[error("{}: field {field} has unsupported value {value}: {reason}", file.display())]
+    Unsupported {
+        /// The file.
+        file: PathBuf,
+        /// Path of the field inside it.
+        field: String,
+        /// The offending value, shortened.
+        value: String,
+        /// What stands in the way.
+        reason: &'static str,
+    },
+}

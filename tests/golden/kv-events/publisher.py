@@ -1,0 +1,127 @@
+"""A KV event publisher on pyzmq, shaped like vLLM's: PUB for batches, ROUTER for replay.
+
+Plays the frames of a session file. Commands on stdin, one answer in JSON per command on stdout:
+
+    send N        publish the next N batches                     {"next": n}
+    restart       forget everything and count from 0 again, on the same ports; the connections
+                  break, as with a real restart                   {"next": 0}
+    quit          end
+
+The first line of stdout is {"pub": port, "replay": port or null}.
+"""
+
+import argparse
+import json
+import sys
+import threading
+
+import zmq
+
+END = b"\xff" * 8
+
+
+def frames(path):
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            if "event" in record:
+                yield bytes.fromhex(record["event"][0]), bytes.fromhex(record["event"][2])
+
+
+class Publisher:
+    def __init__(self, args):
+        self.args = args
+        self.frames = list(frames(args.session))
+        self.taken = 0
+        self.ports = (args.pub_port, args.replay_port)
+        self.start()
+
+    def start(self):
+        self.context = zmq.Context()
+        self.next, self.kept = 0, []
+        self.stopping = threading.Event()
+        self.lock = threading.Lock()
+        self.pub = self.context.socket(zmq.PUB)
+        self.pub.linger = 0
+        self.pub.bind(f"tcp://127.0.0.1:{self.ports[0]}")
+        port = lambda socket: int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        replay_port = None
+        self.thread = None
+        if not self.args.no_replay:
+            router = self.context.socket(zmq.ROUTER)
+            router.linger = 0
+            router.bind(f"tcp://127.0.0.1:{self.ports[1]}")
+            replay_port = port(router)
+            self.thread = threading.Thread(target=self.serve, args=(router,), daemon=True)
+            self.thread.start()
+        self.ports = (port(self.pub), replay_port or 0)
+        return {"pub": self.ports[0], "replay": replay_port}
+
+    def stop(self):
+        self.stopping.set()
+        if self.thread:
+            self.thread.join()
+        self.pub.close()
+        self.context.term()
+
+    def serve(self, router):
+        poller = zmq.Poller()
+        poller.register(router, zmq.POLLIN)
+        while not self.stopping.is_set():
+            if not poller.poll(20):
+                continue
+            identity, empty, start = router.recv_multipart()
+            start = int.from_bytes(start, "big")
+            self.stopping.wait(self.args.delay)
+            with self.lock:
+                kept = [frame for frame in self.kept if frame[0] >= start]
+            cut = kept[: self.args.pieces] if self.args.pieces else kept
+            for seq, topic, payload in cut:
+                before = [identity, b""] + ([topic] if self.args.framing == "topic" else [])
+                router.send_multipart(before + [seq.to_bytes(8, "big"), payload])
+            # A full queue swallows the rest, the end marker with it.
+            if len(cut) == len(kept):
+                before = [identity, b""] + ([b""] if self.args.framing == "topic" else [])
+                router.send_multipart(before + [END, b""])
+        router.close()
+
+    def send(self, count):
+        for _ in range(count):
+            topic, payload = self.frames[self.taken % len(self.frames)]
+            self.taken += 1
+            with self.lock:
+                self.kept.append((self.next, topic, payload))
+            if self.next not in self.args.drop:
+                self.pub.send_multipart([topic, self.next.to_bytes(8, "big"), payload])
+            self.next += 1
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("session", help="jsonl file with {event: [topic, seq, payload]} lines")
+    parser.add_argument("--framing", choices=["plain", "topic"], default="topic",
+                        help="replay without (vLLM <= 0.25) or with the topic frame")
+    parser.add_argument("--drop", type=int, nargs="*", default=[], help="sequence numbers never sent live")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before a replay is answered")
+    parser.add_argument("--pieces", type=int, default=0, help="answers per replay request, the end marker lost")
+    parser.add_argument("--no-replay", action="store_true")
+    parser.add_argument("--pub-port", type=int, default=0)
+    parser.add_argument("--replay-port", type=int, default=0)
+    args = parser.parse_args()
+    publisher = Publisher(args)
+    answer = lambda value: print(json.dumps(value), flush=True)
+    answer({"pub": publisher.ports[0], "replay": None if args.no_replay else publisher.ports[1]})
+    for line in sys.stdin:
+        command, *rest = line.split()
+        if command == "send":
+            publisher.send(int(rest[0]))
+        elif command == "restart":
+            publisher.stop()
+            publisher.start()
+        elif command == "quit":
+            break
+        answer({"next": publisher.next})
+    publisher.stop()
+
+
+main()

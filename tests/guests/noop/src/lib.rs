@@ -1,0 +1,1 @@
+//! A proxy-wasm filter that does nothing: the floor of cost measurements.

@@ -1,0 +1,1 @@
+//! Real Envoy, real modules, simulated engines: harness, demo and end-to-end tests.
