@@ -95,6 +95,7 @@ pub struct BatchBuilder {
     count: u32,
 }
 
+const FLAGS_AT: usize = 4 + 1;
 const COUNT_AT: usize = 4 + 1 + 1 + 24;
 
 impl BatchBuilder {
@@ -122,6 +123,14 @@ impl BatchBuilder {
     /// Bytes so far.
     pub fn len_bytes(&self) -> usize {
         self.writer.0.len()
+    }
+
+    /// The batch's bytes, declared to complete the epoch's snapshot: known only once it is filled.
+    pub fn finish_completing(mut self) -> Vec<u8> {
+        if let Some(flags) = self.writer.0.get_mut(FLAGS_AT) {
+            *flags |= COMPLETE;
+        }
+        self.finish()
     }
 
     /// The batch's bytes.

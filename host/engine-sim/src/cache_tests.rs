@@ -177,7 +177,7 @@ proptest! {
     #[test]
     fn events_stay_truthful_under_load(
         requests in prompts(), block_size in 1usize..5, spare in 0usize..6,
-        max_num_seqs in 1usize..5, abort_every in 2u64..9, reset_every in 2usize..9,
+        max_num_seqs in 1usize..5, abort_every in 2u64..9, reset_every in 2u64..9,
     ) {
         let usable = 18usize.div_ceil(block_size) + spare;
         let mut scheduler = Scheduler::new(BlockCache::new(block_size, usable + 1, 7), max_num_seqs);
@@ -193,12 +193,12 @@ proptest! {
             tokens += produced.len();
             events.iter().for_each(|event| mirror.apply(event));
             prop_assert_eq!(&mirror.counts, &scheduler.cache.held());
-            if id % abort_every == 0 {
+            if id.is_multiple_of(abort_every) {
                 scheduler.abort(JobId(id));
             } else {
                 expected += output.len();
             }
-            if requests.len().is_multiple_of(reset_every) && scheduler.reset_cache() {
+            if id.is_multiple_of(reset_every) && scheduler.reset_cache() {
                 scheduler.cache.take_events().iter().for_each(|event| mirror.apply(event));
                 prop_assert!(mirror.counts.is_empty());
             }

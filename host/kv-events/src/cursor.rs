@@ -170,7 +170,7 @@ impl Cursor {
             self.set_state(SourceState::Resyncing);
             self.request(false);
         } else {
-            self.settle();
+            self.settle(false);
         }
     }
 
@@ -265,7 +265,15 @@ impl Cursor {
             }
         }
         self.unverified = false;
-        self.finish(&replay);
+        if replay.probe && replay.delivered > 0 {
+            self.blind_probes += 1;
+            if self.blind_probes >= BLIND_PROBES {
+                self.blind_probes = 0;
+                self.actions.push_back(Action::Reconnect);
+                return;
+            }
+        }
+        self.settle(replay.accepted > 0);
     }
 
     /// The replay in progress was cut short, or never answered.
@@ -293,30 +301,21 @@ impl Cursor {
             return;
         }
         self.failures = 0;
-        self.tried = self.position;
-        self.finish(replay);
-    }
-
-    fn finish(&mut self, replay: &Replay) {
-        if replay.probe && replay.delivered > 0 {
-            self.blind_probes += 1;
-            if self.blind_probes >= BLIND_PROBES {
-                self.blind_probes = 0;
-                self.actions.push_back(Action::Reconnect);
-                return;
-            }
+        if std::mem::take(&mut self.unverified) {
+            // Connected again, and nobody says to what: what is known may be another run's.
+            self.forget(ResetReason::Gap);
         }
-        self.settle();
+        self.tried = self.position;
+        self.settle(false);
     }
 
-    /// Takes up the messages that waited for the replay.
-    fn settle(&mut self) {
+    /// Takes up the messages that waited for the replay, which has `covered` what they follow on.
+    fn settle(&mut self, covered: bool) {
         while let Some(message) = self.pending.pop_front() {
             self.pending_bytes = self.pending_bytes.saturating_sub(message.payload.len());
-            // The replay covers it. Should it contradict the replay, then one of the two is of a
-            // run that is gone, and taking sides here could go on forever: the next message or
-            // probe tells.
-            if self.position.is_some_and(|position| message.sequence < position) {
+            // Should it contradict the replay, then one of the two is of a run that is gone, and
+            // taking sides here could go on forever: the next message or probe tells.
+            if covered && self.position.is_some_and(|position| message.sequence < position) {
                 continue;
             }
             self.accept(message);
@@ -435,7 +434,7 @@ impl Cursor {
     fn set_state(&mut self, state: SourceState) {
         if self.state != state {
             self.state = state;
-            self.actions.push_back(Action::State(state));
+            if state == SourceState::Connecting { self.actions.push_back(Action::State(state)); }
         }
     }
 }

@@ -268,8 +268,7 @@ fn removed(r: &mut Reader<'_>, offset: usize, form: Form) -> Result<BlockRemoved
         }
         Ok(true)
     })?;
-    let missing =
-        DecodeError::Missing { offset, event: "BlockRemoved", field: "block_hashes" };
+    let missing = DecodeError::Missing { offset, event: "BlockRemoved", field: "block_hashes" };
     e.block_hashes = hashes.ok_or(missing)?;
     Ok(e)
 }

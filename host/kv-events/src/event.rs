@@ -76,7 +76,8 @@ impl BlockStored {
         }
         let strings = &self.extra_keys.first()?.strings;
         // The LoRA name comes first and may be spelled like the salt, so it is left out once.
-        let adapter = self.lora_name.as_ref().and_then(|lora| strings.iter().position(|s| s == lora));
+        let adapter =
+            self.lora_name.as_ref().and_then(|lora| strings.iter().position(|s| s == lora));
         strings.iter().enumerate().find(|(i, _)| Some(*i) != adapter).map(|(_, s)| s.as_str())
     }
 }

@@ -250,10 +250,7 @@ async fn next(replay: &mut Option<Replay>) -> ReplayEvent {
 }
 
 /// Passes on what needs no connection.
-async fn pass_on(
-    cursor: &mut Cursor,
-    updates: &mpsc::Sender<SourceUpdate>,
-) -> Result<(), Closed> {
+async fn pass_on(cursor: &mut Cursor, updates: &mpsc::Sender<SourceUpdate>) -> Result<(), Closed> {
     while let Some(action) = cursor.next_action() {
         deliver(updates, action).await?;
     }

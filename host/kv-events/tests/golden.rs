@@ -1,5 +1,7 @@
 //! Payloads of every release, and of whole sessions of a real vLLM.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -32,7 +34,10 @@ fn fields(event: &Value, names: &Value) -> BTreeMap<String, Value> {
             let mut map = BTreeMap::from([("type".to_owned(), values[0].clone())]);
             let names = names.as_array().map(Vec::as_slice).unwrap_or_default();
             map.extend(
-                names.iter().zip(&values[1..]).map(|(n, v)| (n.as_str().unwrap().into(), v.clone())),
+                names
+                    .iter()
+                    .zip(&values[1..])
+                    .map(|(n, v)| (n.as_str().unwrap().into(), v.clone())),
             );
             map
         }
@@ -151,7 +156,7 @@ fn recorded_sessions_hold_what_msgpack_counts() {
             }
             let got = serde_json::json!({
                 "sequence": u64::from_be_bytes(frames[1].as_slice().try_into().unwrap()),
-                "ts": batch.ts,
+                "ts_bits": batch.ts.to_bits().to_string(),
                 "rank": batch.data_parallel_rank,
                 "tags": tags,
                 "hashes": hashes.len(),
@@ -205,9 +210,7 @@ fn footprint(batch: &EventBatch) -> usize {
                     .map(text)
                     .sum::<usize>()
         }
-        KvEvent::Removed(e) => {
-            e.block_hashes.capacity() * size_of::<EngineKey>() + text(&e.medium)
-        }
+        KvEvent::Removed(e) => e.block_hashes.capacity() * size_of::<EngineKey>() + text(&e.medium),
         KvEvent::AllBlocksCleared => 0,
         KvEvent::Unknown(tag) => tag.capacity(),
     };
@@ -225,11 +228,12 @@ fn check_untrusted(payload: &[u8]) -> Result<(), TestCaseError> {
 }
 
 fn any_recorded() -> impl Strategy<Value = Vec<u8>> {
-    let mut payloads: Vec<Vec<u8>> = ["kv-events-by-version.jsonl", "kv-events-sglang-by-version.jsonl"]
-        .iter()
-        .flat_map(|name| lines(name))
-        .map(|record| hex(&record["payload_hex"]))
-        .collect();
+    let mut payloads: Vec<Vec<u8>> =
+        ["kv-events-by-version.jsonl", "kv-events-sglang-by-version.jsonl"]
+            .iter()
+            .flat_map(|name| lines(name))
+            .map(|record| hex(&record["payload_hex"]))
+            .collect();
     payloads.extend(session("session-chat-small-cache.jsonl").into_iter().map(|mut f| f.remove(2)));
     prop::sample::select(payloads)
 }

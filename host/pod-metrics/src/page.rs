@@ -37,8 +37,7 @@ pub fn parse_page(page: &str) -> Result<EngineLoad, PageError> {
         if let Some((name, rest)) = series(line)
             && let Some(wanted) = wanted(name)
         {
-            sums.observe(wanted, rest)
-                .map_err(|part| PageError::Line { line: index + 1, part })?;
+            sums.observe(wanted, rest).map_err(|part| PageError::Line { line: index + 1, part })?;
         }
     }
     Ok(sums.load())

@@ -92,9 +92,8 @@ impl Scraper {
             _ => return Err(ScrapeError::Url { url: url.to_owned() }),
         };
         match tokio::time::timeout(self.timeout, self.fetch(url, uri)).await {
-            Ok(page) => {
-                parse_page(&page?).map_err(|source| ScrapeError::Page { url: url.to_owned(), source })
-            }
+            Ok(page) => parse_page(&page?)
+                .map_err(|source| ScrapeError::Page { url: url.to_owned(), source }),
             Err(_) => Err(ScrapeError::Timeout { url: url.to_owned(), timeout: self.timeout }),
         }
     }
@@ -105,8 +104,7 @@ impl Scraper {
             .header(http::header::ACCEPT, "text/plain")
             .body(Empty::new())
             .map_err(|error| failed(error.into()))?;
-        let response =
-            self.client.request(request).await.map_err(|error| failed(error.into()))?;
+        let response = self.client.request(request).await.map_err(|error| failed(error.into()))?;
         if response.status() != StatusCode::OK {
             return Err(ScrapeError::Status { url: url.to_owned(), status: response.status() });
         }

@@ -46,14 +46,15 @@ fn naive(page: &str) -> EngineLoad {
     // The twin does not know that names may hold colons.
     let page = page.replace("vllm:", "vllm__").replace("sglang:", "sglang__");
     let scrape = Scrape::parse(page.lines().map(|line| Ok(line.to_owned()))).expect("parses");
+    let leads = |sample: &&prometheus_parse::Sample| {
+        ["tp_rank", "pp_rank"].iter().all(|l| sample.labels.get(l).is_none_or(|v| v == "0"))
+    };
     let values = |names: &[&str]| -> Vec<f64> {
         scrape
             .samples
             .iter()
             .filter(|sample| names.contains(&sample.metric.replace("__", ":").as_str()))
-            .filter(|sample| {
-                ["tp_rank", "pp_rank"].iter().all(|l| sample.labels.get(l).is_none_or(|v| v == "0"))
-            })
+            .filter(leads)
             .filter_map(|sample| match &sample.value {
                 Value::Gauge(v) | Value::Untyped(v) | Value::Counter(v) => Some(*v),
                 _ => None,
@@ -71,6 +72,7 @@ fn naive(page: &str) -> EngineLoad {
             .samples
             .iter()
             .filter(|sample| sample.metric == "vllm__cache_config_info")
+            .filter(leads)
             .filter_map(|sample| sample.labels.get(label)?.parse().ok())
             .collect()
     };

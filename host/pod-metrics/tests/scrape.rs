@@ -16,13 +16,13 @@ use tokio::net::TcpListener;
 
 /// Serves fixed answers, one per path, and counts its connections.
 async fn serve() -> (String, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("a port"));
     let connections = Arc::new(AtomicUsize::new(0));
     let count = connections.clone();
     tokio::spawn(async move {
         loop {
-            let (stream, _) = listener.accept().await.unwrap();
+            let (stream, _) = listener.accept().await.expect("accepts");
             count.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(
                 hyper::server::conn::http1::Builder::new()
@@ -101,8 +101,8 @@ async fn a_page_that_is_none_says_why() {
 
 #[tokio::test]
 async fn nobody_there_is_a_request_error() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/metrics", listener.local_addr().expect("a port"));
     drop(listener);
     let error = Scraper::new(AMPLE).scrape(&url).await.unwrap_err();
     assert!(matches!(error, ScrapeError::Request { .. }), "{error:?}");

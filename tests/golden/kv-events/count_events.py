@@ -1,6 +1,6 @@
 """Counts what the recorded frames hold, with an implementation that is not ours.
 
-    python3 -m venv msgenv && msgenv/bin/pip install msgpack==1.1.*
+    python3 -m venv msgenv && msgenv/bin/pip install msgpack==1.2.4
     msgenv/bin/python count_events.py > counts.json
 
 One object per session file; per sequence number: events by tag, hashes and tokens, a sum over the
@@ -9,6 +9,7 @@ hashes (64 bits, wrapping) and one over the tokens.
 
 import json
 import pathlib
+import struct
 import sys
 
 import msgpack
@@ -30,7 +31,7 @@ def count(path):
             hashes += event.get("block_hashes", [])
             tokens += event.get("token_ids", [])
         batches.append({
-            "sequence": int.from_bytes(seq, "big"), "ts": ts, "rank": rank, "tags": tags,
+            "sequence": int.from_bytes(seq, "big"), "ts_bits": str(struct.unpack(">Q", struct.pack(">d", ts))[0]), "rank": rank, "tags": tags,
             "hashes": len(hashes), "hash_sum": str(sum(hashes) % 2**64),
             "tokens": len(tokens), "token_sum": sum(tokens),
         })

@@ -1,5 +1,6 @@
 //! A client, and a reader of events that shares nothing with the engine.
 #![allow(dead_code, unreachable_pub, reason = "shared by test files that each use some of it")]
+#![allow(clippy::unwrap_used, reason = "only tests call this")]
 
 use std::future::Future;
 use std::time::Duration;

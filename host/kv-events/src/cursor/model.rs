@@ -11,7 +11,9 @@ use super::*;
 #[derive(Clone, Debug)]
 enum Step {
     /// The engine publishes; the message is lost if told so.
-    Publish { lost: bool },
+    Publish {
+        lost: bool,
+    },
     /// The subscription brings up to so many messages.
     Receive(u8),
     /// The last received message comes again.
@@ -27,7 +29,9 @@ enum Step {
     /// The connection is lost, and made again.
     Reconnect,
     /// The engine restarts. With `told`, the connection is lost before.
-    Restart { told: bool },
+    Restart {
+        told: bool,
+    },
     Silent,
 }
 
@@ -227,6 +231,11 @@ proptest! {
         }
         if can_replay {
             world.settle();
+            // A restart behind an unbroken connection (a proxy) may stay unnoticed for as long as
+            // its numbers fit; the order above holds all the same.
+            if world.untold {
+                return Ok(());
+            }
             let expected = world.next.checked_sub(1).map(|last| (world.run, last));
             prop_assert_eq!(world.view.last().copied(), expected);
             let whole = world.view.first().is_none_or(|(_, first)| *first == 0);

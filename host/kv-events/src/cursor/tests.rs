@@ -209,6 +209,20 @@ fn a_message_that_contradicts_the_replay_is_not_fought_over() {
 }
 
 #[test]
+fn a_connection_that_cannot_be_verified_voids_the_source() {
+    check(
+        "connect    = resyncing replay(0)
+         end        = live
+         live 1:0-3 = 0 1 2 3
+         lost       = lost
+         connect    = resyncing replay(3)
+         live 2:4   =
+         fail       = replay(3)
+         fail       = reset-gap 4 partial",
+    );
+}
+
+#[test]
 fn a_restarted_engine_that_has_come_further_is_found_on_reconnection() {
     check(
         "connect    = resyncing replay(0)

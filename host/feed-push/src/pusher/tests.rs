@@ -1,0 +1,285 @@
+//! The pusher against the real feeder behind a real socket, with gateways that restart, lose
+//! answers, refuse, and that two daemons want.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use feed::{BucketWriter, Key, value_epoch};
+use feeder::Feeder;
+use hostcalls::memory::MemoryHost;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixListener;
+
+use super::*;
+
+/// A gateway process: the feeder and its shared data.
+#[derive(Default)]
+struct Gateway {
+    feeder: Feeder,
+    host: MemoryHost,
+    /// Posts from now on whose answer is lost although the batch is applied.
+    lose_answers: u32,
+    /// Posts from now on that the feeder does not see.
+    answer_503: u32,
+}
+
+type Shared = Arc<Mutex<Gateway>>;
+
+fn gateway() -> Gateway {
+    static RANDOM: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1000);
+    let gateway = Gateway::default();
+    gateway.host.random.set(RANDOM.fetch_add(10, std::sync::atomic::Ordering::Relaxed));
+    gateway
+}
+
+async fn serve(listener: UnixListener, gateway: Shared) {
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| {
+                let gateway = Arc::clone(&gateway);
+                async move {
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let mut gateway = gateway.lock().unwrap();
+                    let gateway = &mut *gateway;
+                    if gateway.answer_503 > 0 {
+                        gateway.answer_503 -= 1;
+                        return Ok(Response::builder().status(503).body(Full::default()).unwrap());
+                    }
+                    gateway.host.now_ns.set(gateway.host.now_ns.get() + 1_000_000);
+                    let ack = gateway.feeder.post(&gateway.host, &body);
+                    if gateway.lose_answers > 0 {
+                        gateway.lose_answers -= 1;
+                        return Ok(Response::builder().status(502).body(Full::default()).unwrap());
+                    }
+                    let status = ack.status.http_status() as u16;
+                    Ok::<_, Infallible>(
+                        Response::builder()
+                            .status(status)
+                            .body(Full::new(Bytes::from(ack.encode())))
+                            .unwrap(),
+                    )
+                }
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+/// Numbered values; each in a bucket of its own.
+#[derive(Clone, Default)]
+struct Values(Arc<Mutex<(BTreeMap<u32, u8>, BTreeMap<u32, u8>)>>, Vec<u32>);
+
+impl Values {
+    fn set(&self, bucket: u32, value: u8) {
+        let mut inner = self.0.lock().unwrap();
+        inner.0.insert(bucket, value);
+        inner.1.insert(bucket, value);
+    }
+}
+
+impl StateSource for Values {
+    fn begin_snapshot(&mut self) {
+        let mut inner = self.0.lock().unwrap();
+        inner.1 = inner.0.clone();
+    }
+    fn fill(&mut self, epoch: u64, batch: &mut BatchBuilder, _: usize, _: u32) -> Fill {
+        let mut inner = self.0.lock().unwrap();
+        self.1.clear();
+        for _ in 0..3 {
+            let Some((bucket, value)) = inner.1.pop_first() else { break };
+            let mut bytes = BucketWriter::new(epoch).finish();
+            bytes.extend([value, 0, 0, 0, 0]);
+            batch.push(Key::Bucket(0, bucket), &bytes);
+            self.1.push(bucket);
+        }
+        if inner.1.is_empty() { Fill::Drained } else { Fill::More }
+    }
+    fn applied(&mut self) {
+        self.1.clear();
+    }
+    fn unknown(&mut self) {
+        let mut inner = self.0.lock().unwrap();
+        for bucket in self.1.drain(..) {
+            let value = inner.0[&bucket];
+            inner.1.insert(bucket, value);
+        }
+    }
+}
+
+struct Setup {
+    folder: tempfile::TempDir,
+    gateway: Shared,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let gateway: Shared = Arc::new(Mutex::new(gateway()));
+        let listener = UnixListener::bind(folder.path().join("feed")).unwrap();
+        let server = tokio::spawn(serve(listener, Arc::clone(&gateway)));
+        Self { folder, gateway, server }
+    }
+
+    /// Another process takes the path; the old one keeps its open connections.
+    fn hot_restart(&mut self) -> Shared {
+        let path = self.folder.path().join("feed");
+        self.server.abort();
+        std::fs::remove_file(&path).unwrap();
+        let gateway: Shared = Arc::new(Mutex::new(gateway()));
+        let listener = UnixListener::bind(path).unwrap();
+        self.server = tokio::spawn(serve(listener, Arc::clone(&gateway)));
+        std::mem::replace(&mut self.gateway, gateway)
+    }
+
+    fn pusher(&self, values: &Values) -> Running {
+        let changed = Arc::new(Notify::new());
+        let (stop, stopped) = watch::channel(false);
+        let pusher = Pusher::new(
+            PusherConfig {
+                name: "gw".into(),
+                target: Target::Unix(self.folder.path().join("feed")),
+                changed: Arc::clone(&changed),
+                stop: stopped,
+            },
+            values.clone(),
+        );
+        let status = pusher.status();
+        Running { changed, stop, status, task: tokio::spawn(pusher.run()) }
+    }
+
+    /// Waits until the gateway's active state is exactly `expected`.
+    async fn holds(&self, expected: &[(u32, u8)]) {
+        wait_for(|| held(&self.gateway).as_deref() == Some(expected)).await;
+    }
+}
+
+struct Running {
+    changed: Arc<Notify>,
+    stop: watch::Sender<bool>,
+    status: Arc<Mutex<GatewayStatus>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    async fn is(&self, state: PushState) {
+        wait_for(|| self.status.lock().unwrap().state == state).await;
+    }
+}
+
+async fn wait_for(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "did not come true within 20 s");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Buckets of the active epoch, or `None` while there is none.
+fn held(gateway: &Shared) -> Option<Vec<(u32, u8)>> {
+    let gateway = gateway.lock().unwrap();
+    let data = gateway.host.data.borrow();
+    let head = Head::decode(&data.get(b"feed/head".as_slice())?.0).unwrap();
+    let active = head.active_epoch()?;
+    let buckets = data.iter().filter(|(key, _)| key[0] == b'B');
+    let mine = buckets.filter(|(_, (value, _))| value_epoch(value) == Some(active));
+    Some(mine.map(|(key, (value, _))| (u32::from(key[3]), value[10])).collect())
+}
+
+#[tokio::test]
+async fn a_gateway_gets_a_snapshot_then_changes() {
+    let setup = Setup::new();
+    let values = Values::default();
+    (0..10).for_each(|i| values.set(i, i as u8));
+    let running = setup.pusher(&values);
+    setup.holds(&(0..10).map(|i| (i, i as u8)).collect::<Vec<_>>()).await;
+    running.is(PushState::Live).await;
+    values.set(3, 77);
+    running.changed.notify_one();
+    wait_for(|| held(&setup.gateway).unwrap()[3] == (3, 77)).await;
+    assert_eq!(running.status.lock().unwrap().snapshots, 1);
+    values.set(4, 99);
+    running.stop.send(true).unwrap();
+    running.task.await.unwrap();
+    assert_eq!(held(&setup.gateway).unwrap()[4], (4, 99), "what was left is pushed before the end");
+}
+
+#[tokio::test]
+async fn lost_answers_and_a_dead_feeder_lose_nothing() {
+    let setup = Setup::new();
+    let values = Values::default();
+    values.set(1, 1);
+    let running = setup.pusher(&values);
+    running.is(PushState::Live).await;
+    setup.gateway.lock().unwrap().lose_answers = 2;
+    values.set(1, 2);
+    values.set(2, 2);
+    running.changed.notify_one();
+    wait_for(|| setup.gateway.lock().unwrap().lose_answers == 0).await;
+    setup.gateway.lock().unwrap().answer_503 = 2;
+    values.set(3, 3);
+    running.changed.notify_one();
+    wait_for(|| setup.gateway.lock().unwrap().answer_503 == 0).await;
+    setup.holds(&[(1, 2), (2, 2), (3, 3)]).await;
+    running.is(PushState::Live).await;
+    assert_eq!(running.status.lock().unwrap().snapshots, 1, "a lost answer needs no snapshot");
+    assert!(running.status.lock().unwrap().failures >= 4);
+}
+
+#[tokio::test]
+async fn a_hot_restart_is_found_by_the_fresh_connection() {
+    let mut setup = Setup::new();
+    let values = Values::default();
+    values.set(1, 1);
+    let running = setup.pusher(&values);
+    running.is(PushState::Live).await;
+    let old = setup.hot_restart();
+    setup.holds(&[(1, 1)]).await;
+    assert!(held(&old).is_some());
+    wait_for(|| running.status.lock().unwrap().snapshots == 2).await;
+}
+
+#[tokio::test]
+async fn a_second_daemon_takes_over_and_the_first_stands_by_until_it_is_gone() {
+    let setup = Setup::new();
+    let (first_values, second_values) = (Values::default(), Values::default());
+    first_values.set(1, 1);
+    second_values.set(1, 2);
+    let first = setup.pusher(&first_values);
+    first.is(PushState::Live).await;
+    let second = setup.pusher(&second_values);
+    second.is(PushState::Live).await;
+    first.is(PushState::Standby).await;
+    setup.holds(&[(1, 2)]).await;
+    second.stop.send(true).unwrap();
+    second.task.await.unwrap();
+    // The test's gateway clock moves per post; the first daemon's questions move it too.
+    setup.gateway.lock().unwrap().host.now_ns.set(10_000_000_000);
+    first.is(PushState::Live).await;
+    setup.holds(&[(1, 1)]).await;
+}
+
+#[tokio::test]
+async fn no_gateway_yet_is_retried_and_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let values = Values::default();
+    values.set(1, 1);
+    let setup =
+        Setup { folder, gateway: Arc::new(Mutex::new(gateway())), server: tokio::spawn(async {}) };
+    let running = setup.pusher(&values);
+    wait_for(|| running.status.lock().unwrap().last_error.is_some()).await;
+    let error = running.status.lock().unwrap().last_error.clone().unwrap();
+    assert!(error.contains("connect to the feed listener: No such file"), "{error}");
+    let listener = UnixListener::bind(setup.folder.path().join("feed")).unwrap();
+    tokio::spawn(serve(listener, Arc::clone(&setup.gateway)));
+    setup.holds(&[(1, 1)]).await;
+}
