@@ -1,1 +1,13 @@
-//! Real Envoy, real modules, simulated engines: harness, demo and end-to-end tests.
+//! Real Envoy, real modules, a real daemon and simulated engines on loopback ports.
+//!
+//! [`Stand`] is the whole arrangement; the demo, the end-to-end tests and the benchmarks start one
+//! each and tear it down with it. Everything goes through the product's own front door: the
+//! `wasm-epp` binary renders the configuration, runs the daemon and the engines.
+
+mod client;
+mod process;
+mod stand;
+
+pub use client::{Answer, Client, get};
+pub use process::{Process, port, root, wait_until, wasm_epp};
+pub use stand::{Engine, EngineOptions, PodScores, Stand, StandOptions};

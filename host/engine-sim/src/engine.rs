@@ -197,3 +197,41 @@ impl Engine {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::BlockCache;
+    use crate::chain::{Chain, Namespace};
+
+    #[test]
+    fn a_step_takes_the_time_of_its_parts() {
+        let latency = Latency { prefill_tokens_per_s: 1000.0, base_ms: 5.0, inter_token_ms: 20.0 };
+        let check = |starting, prefill_tokens, decoding, ms| {
+            let step = Step { starting, prefill_tokens, decoding, ..Step::default() };
+            assert_eq!(latency.of(&step), Duration::from_millis(ms), "{step:?}");
+        };
+        check(0, 0, 0, 0);
+        check(0, 0, 3, 20);
+        check(1, 40, 0, 45);
+        check(2, 100, 0, 105);
+        check(1, 40, 7, 65);
+        let instant =
+            Latency { prefill_tokens_per_s: f64::INFINITY, base_ms: 0.0, inter_token_ms: 0.0 };
+        let step = Step { starting: 1, prefill_tokens: 9, decoding: 1, ..Step::default() };
+        assert_eq!(instant.of(&step), Duration::ZERO);
+    }
+
+    #[test]
+    fn cached_tokens_need_no_prefill() {
+        let mut scheduler = Scheduler::new(BlockCache::new(16, 99, 0), 8);
+        let mut prefill_tokens = || {
+            let chain = Chain::new(Namespace::default(), (0..40).collect());
+            scheduler.submit(Job::new(JobId(0), chain, vec![1], true));
+            let step = scheduler.begin_step();
+            scheduler.end_step();
+            step.prefill_tokens
+        };
+        assert_eq!((prefill_tokens(), prefill_tokens()), (40, 8));
+    }
+}

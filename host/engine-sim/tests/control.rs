@@ -1,5 +1,7 @@
 //! What tests ask of an engine: to show what it received, to misbehave, to stop.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use common::{Sim, header, json};

@@ -1,5 +1,7 @@
 //! The event sockets, read by code that shares nothing with the engine.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use std::collections::BTreeMap;

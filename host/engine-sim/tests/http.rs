@@ -1,9 +1,12 @@
 //! The HTTP side, through a real client.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use common::{Sim, header, json};
 use engine_sim::SimConfig;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 /// Forty tokens: two full blocks of 16 and a rest.
@@ -271,7 +274,7 @@ async fn requests_queue_when_the_engine_is_full_and_leave_with_their_client() {
     let config = SimConfig { max_num_seqs: 1, inter_token_ms: 20.0, ..SimConfig::default() };
     let sim = Sim::start(config).await;
     let body = json!({"prompt": "a", "max_tokens": 5000, "stream": true}).to_string();
-    let first = sim.send(sim.request("POST", "/v1/completions", &body)).await.unwrap();
+    let mut first = sim.send(sim.request("POST", "/v1/completions", &body)).await.unwrap();
     assert_eq!(first.status(), 200, "the headers come with the admission");
     sim.wait_for_metric("vllm:num_requests_running", 1.0).await;
     let second = sim.send(sim.request("POST", "/v1/completions", &body));
@@ -280,6 +283,11 @@ async fn requests_queue_when_the_engine_is_full_and_leave_with_their_client() {
         _ = &mut second => panic!("the second request was admitted beside the first"),
         () = sim.wait_for_metric("vllm:num_requests_waiting", 1.0) => {}
     }
+    // Steps pass, and the second still waits.
+    for _ in 0..5 {
+        common::patiently("token", first.frame()).await.unwrap().unwrap();
+    }
+    assert_eq!(sim.metric("vllm:num_requests_waiting").await, 1.0);
     assert_eq!(sim.metric("vllm:num_requests_running").await, 1.0);
     assert!(sim.metric("vllm:kv_cache_usage_perc").await > 0.0);
     let refused = sim.post("/reset_prefix_cache", &json!({})).await;
@@ -290,18 +298,16 @@ async fn requests_queue_when_the_engine_is_full_and_leave_with_their_client() {
     assert_eq!(sim.metric("vllm:kv_cache_usage_perc").await, 0.0);
 }
 
+/// Lower bounds only; how times add up is a unit test of the engine.
 #[tokio::test]
-async fn prefill_time_counts_uncached_tokens_only() {
-    // 40 tokens at 100/s are 400 ms; the 8 that are not cached are 80 ms, and the upper bound
-    // leaves the rest to a slow machine.
+async fn prefill_takes_its_time() {
+    // 40 tokens at 100/s are 400 ms, the 8 that are not cached the second time 80 ms.
     let config = SimConfig { prefill_tokens_per_s: 100.0, ..SimConfig::default() };
     let sim = Sim::start(config).await;
     let body = json!({"prompt": long_prompt(), "max_tokens": 1});
-    let mut took = Vec::new();
-    for _ in 0..2 {
+    for at_least_ms in [400, 80] {
         let start = std::time::Instant::now();
         sim.post("/v1/completions", &body).await;
-        took.push(start.elapsed().as_millis());
+        assert!(start.elapsed().as_millis() >= at_least_ms);
     }
-    assert!(took[0] >= 400 && (80..400).contains(&took[1]), "{took:?} ms");
 }

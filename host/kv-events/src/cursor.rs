@@ -434,7 +434,7 @@ impl Cursor {
     fn set_state(&mut self, state: SourceState) {
         if self.state != state {
             self.state = state;
-            if state == SourceState::Connecting { self.actions.push_back(Action::State(state)); }
+            self.actions.push_back(Action::State(state));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Small folders: which files and fields win, and what a refusal says.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::Path;
 
 use model::{ModelError, ModelFolder};

@@ -1,5 +1,7 @@
 //! The table against ids that Python `tokenizers` computed, and against downloaded tokenizers.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 

@@ -87,7 +87,6 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> [(&'static str,
     });
     let picker = json!({
         "destinations": config.routing.retries + 1,
-        "maxStateAgeMs": config.routing.max_state_age_ms,
         "scorers": scorers,
     });
     // fail_open is deprecated in favour of failure_policy and is not the same: only it lets the

@@ -1,6 +1,116 @@
-//! The daemon.
+//! The daemon: follows engines' KV events and metrics, feeds gateways.
+//!
+//! One task per engine and purpose, one per gateway; what they share is a [`scope::Scope`] per
+//! (pool, model). Tasks never wait for a gateway while they hold a scope.
 
-/// Runs the daemon until it is told to stop.
-pub async fn run(_config: crate::config::Config) -> anyhow::Result<()> {
-    anyhow::bail!("serve is not in this build")
+mod admin;
+mod apply;
+mod gateway;
+mod page;
+mod scope;
+mod seed;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use feed_push::{Pusher, PusherConfig, Target};
+use tokio::sync::{Notify, watch as watch_channel};
+use tokio::task::JoinSet;
+
+use crate::config::{Config, FeedAddress};
+use gateway::GatewayFeed;
+use scope::Scope;
+
+/// What the daemon's tasks share.
+pub(crate) struct Daemon {
+    pub(crate) scopes: Vec<Arc<Scope>>,
+    pub(crate) gateways: Vec<GatewayHandle>,
+}
+
+/// One gateway as the status pages see it.
+pub(crate) struct GatewayHandle {
+    pub(crate) name: String,
+    pub(crate) status: Arc<std::sync::Mutex<feed_push::GatewayStatus>>,
+}
+
+/// Longest wait for the last pushes when stopping.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until it is told to stop (SIGTERM, SIGINT).
+///
+/// # Errors
+/// When a model folder or seed cannot be read, the admin address cannot be bound, or a task dies.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let wakers: Vec<Arc<Notify>> = config.gateways.iter().map(|_| Arc::default()).collect();
+    let scopes = scope::load(&config, &wakers)?;
+    let (stop, stopped) = watch_channel::channel(false);
+    let mut pushers = JoinSet::new();
+    let mut gateways = Vec::new();
+    for (gateway, changed) in config.gateways.iter().zip(&wakers) {
+        let pusher = Pusher::new(
+            PusherConfig {
+                name: gateway.name.clone(),
+                target: target(&gateway.feed),
+                changed: Arc::clone(changed),
+                stop: stopped.clone(),
+            },
+            GatewayFeed::new(&scopes),
+        );
+        gateways.push(GatewayHandle { name: gateway.name.clone(), status: pusher.status() });
+        pushers.spawn(pusher.run());
+    }
+    let daemon = Arc::new(Daemon { scopes, gateways });
+    let mut tasks = JoinSet::new();
+    for scope in &daemon.scopes {
+        watch::start(scope, &config.metrics, &mut tasks);
+    }
+    let listener = tokio::net::TcpListener::bind(config.admin)
+        .await
+        .with_context(|| format!("admin: bind {}", config.admin))?;
+    tracing::info!(address = %listener.local_addr()?, "admin is listening");
+    let app = admin::app(Arc::clone(&daemon));
+    tasks.spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            tracing::error!(%error, "admin ended");
+        }
+    });
+
+    let outcome = tokio::select! {
+        signal = stop_signal() => signal.map(|name| tracing::info!(signal = name, "stopping")),
+        Some(ended) = tasks.join_next() => Err(died(ended)),
+        Some(ended) = pushers.join_next() => Err(died(ended)),
+    };
+    stop.send_replace(true);
+    let drain = async { while pushers.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, drain).await.is_err() {
+        tracing::warn!("a gateway did not take the last push in time");
+    }
+    tasks.shutdown().await;
+    outcome
+}
+
+fn died(ended: Result<(), tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("a task of the daemon ended by itself"),
+        Err(error) => anyhow::Error::new(error).context("a task of the daemon died"),
+    }
+}
+
+fn target(feed: &FeedAddress) -> Target {
+    match feed {
+        FeedAddress::Unix(path) => Target::Unix(path.clone()),
+        FeedAddress::Http(address) => Target::Tcp(address.to_string()),
+    }
+}
+
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
 }

@@ -1,0 +1,87 @@
+//! The daemon's own pages: `/healthz`, `/readyz`, `/metrics`.
+
+use std::sync::{Arc, PoisonError};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json};
+use axum::routing::get;
+use feed_push::PushState;
+use routing::SourceState;
+use serde_json::{Value, json};
+
+use super::{Daemon, page};
+
+pub(crate) fn app(daemon: Arc<Daemon>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(daemon)
+}
+
+/// 200 when every gateway is fed and every source of events is live; the details either way.
+async fn ready(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
+    let (is_ready, details) = details(&daemon);
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(details))
+}
+
+fn details(daemon: &Daemon) -> (bool, Value) {
+    let mut is_ready = true;
+    let mut gateways = Vec::new();
+    for gateway in &daemon.gateways {
+        let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
+        is_ready &= matches!(status.state, PushState::Live | PushState::Standby);
+        gateways.push(json!({
+            "name": gateway.name,
+            "state": status.state.name(),
+            "instance": format!("{:016x}", status.head.instance),
+            "epoch": status.head.epoch,
+            "sequence": status.head.sequence,
+            "workers": status.rows.len(),
+            "error": status.last_error,
+        }));
+    }
+    let mut endpoints = Vec::new();
+    for scope in &daemon.scopes {
+        let live = scope.live();
+        for (endpoint, engine) in scope.endpoints.iter().zip(&live.engines) {
+            is_ready &= engine.load.is_ready
+                && matches!(engine.source, SourceState::Live | SourceState::None);
+            endpoints.push(json!({
+                "pool": scope.pool,
+                "model": scope.model.name,
+                "address": endpoint.address,
+                "ready": engine.load.is_ready,
+                "source": source_name(engine.source),
+                "block_size_tokens": engine.block_size_tokens,
+                "error": engine.scrape_error,
+            }));
+        }
+    }
+    (is_ready, json!({ "ready": is_ready, "gateways": gateways, "endpoints": endpoints }))
+}
+
+pub(crate) fn source_name(source: SourceState) -> &'static str {
+    match source {
+        SourceState::None => "none",
+        SourceState::Live => "live",
+        SourceState::Resyncing => "resyncing",
+        SourceState::Degraded => "degraded",
+        SourceState::Lost => "lost",
+    }
+}
+
+async fn metrics(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match page::render(&daemon) {
+        Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, content_type)], text),
+        Err(_) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [(header::CONTENT_TYPE, "text/plain")],
+            "metrics cannot be written\n".to_owned(),
+        ),
+    }
+}

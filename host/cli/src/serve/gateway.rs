@@ -1,0 +1,130 @@
+//! What one gateway has not been told yet.
+
+use std::sync::Arc;
+
+use feed::{BatchBuilder, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable, Table};
+use feed_push::{Fill, StateSource};
+
+use super::scope::{Scope, record};
+
+/// State of all scopes for one gateway.
+pub(crate) struct GatewayFeed {
+    scopes: Vec<ScopeFeed>,
+    /// Directory, tables and models: sent once per snapshot.
+    are_singletons_sent: bool,
+    in_flight: InFlight,
+}
+
+struct ScopeFeed {
+    scope: Arc<Scope>,
+    watcher: usize,
+    load_sent: u64,
+}
+
+#[derive(Default)]
+struct InFlight {
+    singletons: bool,
+    buckets: Vec<(usize, u32)>,
+    loads: Vec<usize>,
+}
+
+impl GatewayFeed {
+    pub(crate) fn new(scopes: &[Arc<Scope>]) -> Self {
+        let feed_of = |scope: &Arc<Scope>| ScopeFeed {
+            watcher: scope.live().index.watch(),
+            scope: Arc::clone(scope),
+            load_sent: 0,
+        };
+        Self {
+            scopes: scopes.iter().map(feed_of).collect(),
+            are_singletons_sent: false,
+            in_flight: InFlight::default(),
+        }
+    }
+
+    fn push_singletons(&self, epoch: u64, batch: &mut BatchBuilder) {
+        let odd = Key::parity(epoch);
+        let entries = self.scopes.iter().map(|feed| DirectoryEntry {
+            scope: feed.scope.number,
+            pool: feed.scope.pool.clone(),
+            model: feed.scope.model.name.clone(),
+            aliases: feed.scope.model.aliases.clone(),
+        });
+        let directory = Directory { epoch, entries: entries.collect() };
+        batch.push(Key::Directory(odd), &directory.encode());
+        for ScopeFeed { scope, .. } in &self.scopes {
+            let endpoints = (0u16..)
+                .zip(&scope.endpoints)
+                .map(|(slot, endpoint)| EndpointEntry { slot, address: endpoint.address.clone() });
+            let table = Table { epoch, endpoints: endpoints.collect() };
+            batch.push(Key::Table(odd, scope.number), &table.encode());
+            batch.push(Key::Model(odd, scope.number), &scope.model_value(epoch).encode());
+        }
+    }
+}
+
+impl StateSource for GatewayFeed {
+    fn begin_snapshot(&mut self) {
+        self.are_singletons_sent = false;
+        for feed in &mut self.scopes {
+            feed.load_sent = 0;
+            feed.scope.live().index.mark_all(feed.watcher);
+        }
+    }
+
+    fn fill(
+        &mut self,
+        epoch: u64,
+        batch: &mut BatchBuilder,
+        max_bytes: usize,
+        max_entries: u32,
+    ) -> Fill {
+        self.in_flight = InFlight::default();
+        if !self.are_singletons_sent {
+            self.push_singletons(epoch, batch);
+            self.are_singletons_sent = true;
+            self.in_flight.singletons = true;
+        }
+        let has_room =
+            |batch: &BatchBuilder| batch.len_bytes() < max_bytes && batch.count() < max_entries;
+        for (i, ScopeFeed { scope, watcher, load_sent }) in self.scopes.iter_mut().enumerate() {
+            let mut live = scope.live();
+            if *load_sent != live.load_version && has_room(batch) {
+                let records = (0u16..).zip(&live.engines).map(|(slot, e)| record(slot, e));
+                let table = LoadTable { epoch, records: records.collect() };
+                batch.push(Key::Load(Key::parity(epoch), scope.number), &table.encode());
+                *load_sent = live.load_version;
+                self.in_flight.loads.push(i);
+            }
+            while has_room(batch)
+                && let Some(bucket) = live.index.next_dirty(*watcher)
+            {
+                let (value, dropped) = live.index.encode_bucket(bucket, epoch);
+                live.overflow += u64::from(dropped);
+                batch.push(Key::Bucket(scope.number, bucket), &value);
+                self.in_flight.buckets.push((i, bucket));
+            }
+        }
+        let is_drained = self.scopes.iter().all(|feed| {
+            let live = feed.scope.live();
+            feed.load_sent == live.load_version && live.index.dirty_count(feed.watcher) == 0
+        });
+        if is_drained { Fill::Drained } else { Fill::More }
+    }
+
+    fn applied(&mut self) {
+        self.in_flight = InFlight::default();
+    }
+
+    fn unknown(&mut self) {
+        let in_flight = std::mem::take(&mut self.in_flight);
+        self.are_singletons_sent &= !in_flight.singletons;
+        for i in in_flight.loads {
+            self.scopes[i].load_sent = 0;
+        }
+        for (i, bucket) in in_flight.buckets {
+            let feed = &self.scopes[i];
+            feed.scope.live().index.mark(feed.watcher, bucket);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! One (pool, model) pair: its index, its endpoints, what gateways must know of it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, ensure};
+use feed::{LoadRecord, MAX_SINGLETON_BYTES, ModelValue};
+use model::{ModelFolder, TokenTable};
+use prefix_index::{Index, IndexConfig};
+use routing::{Load, SourceState};
+use tokio::sync::Notify;
+
+use super::seed;
+use crate::config::{Config, Endpoint, Model};
+
+/// Strides per bucket when the index is full: a bucket is one value of the feed and one get of a
+/// lookup, and its key and header cost about 100 bytes in the gateway.
+const STRIDES_PER_BUCKET: u64 = 8;
+/// Bytes of text per token until usage teaches better (measured spread 1.0 to 9.5).
+const BYTES_PER_TOKEN: f32 = 4.0;
+
+/// A (pool, model) pair.
+pub(crate) struct Scope {
+    /// Number in keys of the feed.
+    pub(crate) number: u16,
+    pub(crate) pool: String,
+    pub(crate) model: Model,
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) tokens: TokenTable,
+    seed: prefix::Seed,
+    spec_json: Vec<u8>,
+    bucket_count: u32,
+    live: Mutex<Live>,
+    wakers: Vec<Arc<Notify>>,
+}
+
+/// What changes.
+pub(crate) struct Live {
+    pub(crate) index: Index,
+    /// By slot, which is the position in [`Scope::endpoints`].
+    pub(crate) engines: Vec<Engine>,
+    /// Moves with every change of a load record.
+    pub(crate) load_version: u64,
+    /// Strides that did not fit their bucket, by push.
+    pub(crate) overflow: u64,
+}
+
+/// What is known of one engine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Engine {
+    pub(crate) load: Load,
+    pub(crate) source: SourceState,
+    pub(crate) block_size_tokens: u32,
+    pub(crate) counters: EngineCounters,
+    /// Scrapes that failed since the last good one.
+    pub(crate) failures: u32,
+    /// Why the last scrape failed.
+    pub(crate) scrape_error: Option<String>,
+}
+
+/// Counters of one engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct EngineCounters {
+    pub(crate) batches: u64,
+    pub(crate) stored_blocks: u64,
+    pub(crate) removed_blocks: u64,
+    pub(crate) cleared: u64,
+    pub(crate) resets: u64,
+    pub(crate) undecodable: u64,
+    pub(crate) unknown_events: u64,
+    pub(crate) other_groups: u64,
+    pub(crate) scrapes: u64,
+    pub(crate) scrape_failures: u64,
+}
+
+/// Reads models and seeds.
+pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Vec<Arc<Scope>>> {
+    let mut scopes = Vec::new();
+    for pool in &config.pools {
+        let seed = seed::of_pool(&config.data_dir, &pool.name)?;
+        for model in &pool.models {
+            let name = format!("pools[{}].models[{}]", pool.name, model.name);
+            let folder = ModelFolder::load(&model.folder)
+                .with_context(|| format!("{name}: read {}", model.folder.display()))?;
+            let spec_json = serde_json::to_vec(&folder.spec)?;
+            ensure!(
+                spec_json.len() + 256 <= MAX_SINGLETON_BYTES,
+                "{name}: chat template and special tokens take {} bytes, at most {} fit the feed",
+                spec_json.len(),
+                MAX_SINGLETON_BYTES - 256
+            );
+            let endpoints: Vec<Endpoint> =
+                pool.endpoints.iter().filter(|e| e.model == model.name).cloned().collect();
+            let buckets = (model.max_strides / STRIDES_PER_BUCKET).clamp(64, 1 << 24);
+            let bucket_count = (buckets as u32).next_power_of_two();
+            let mut index = Index::new(IndexConfig {
+                model: model.name.clone(),
+                seed: seed.clone(),
+                bucket_count,
+                max_strides: model.max_strides as usize,
+            });
+            for _ in &endpoints {
+                index.add_endpoint();
+            }
+            let engines = vec![Engine::default(); endpoints.len()];
+            scopes.push(Arc::new(Scope {
+                number: scopes.len() as u16,
+                pool: pool.name.clone(),
+                model: model.clone(),
+                endpoints,
+                tokens: folder.tokens,
+                seed: seed.clone(),
+                spec_json,
+                bucket_count,
+                live: Mutex::new(Live { index, engines, load_version: 1, overflow: 0 }),
+                wakers: wakers.to_vec(),
+            }));
+        }
+    }
+    Ok(scopes)
+}
+
+impl Scope {
+    /// What changes, locked. Never held across an await.
+    pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the gateways' pushers that something changed.
+    pub(crate) fn changed(&self) {
+        self.wakers.iter().for_each(|waker| waker.notify_one());
+    }
+
+    /// Changes one engine; gateways hear of it if its load record is another then.
+    pub(crate) fn update(&self, slot: u16, change: impl FnOnce(&mut Engine)) {
+        let mut live = self.live();
+        let Some(engine) = live.engines.get_mut(usize::from(slot)) else { return };
+        let before = record(slot, engine);
+        change(engine);
+        let is_changed = before != record(slot, engine);
+        if is_changed {
+            live.load_version += 1;
+            drop(live);
+            self.changed();
+        }
+    }
+
+    pub(crate) fn model_value(&self, epoch: u64) -> ModelValue {
+        ModelValue {
+            epoch,
+            seed: self.seed.clone(),
+            bucket_count: self.bucket_count,
+            bytes_per_token: BYTES_PER_TOKEN,
+            spec_json: self.spec_json.clone(),
+        }
+    }
+}
+
+/// The engine's record of the load table.
+pub(crate) fn record(slot: u16, engine: &Engine) -> LoadRecord {
+    LoadRecord {
+        slot,
+        load: engine.load,
+        source: engine.source,
+        block_size_tokens: engine.block_size_tokens,
+    }
+}

@@ -1,0 +1,107 @@
+//! The tasks that follow one engine: its events and its metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_events::{SourceConfig, follow};
+use pod_metrics::{EngineLoad, Scraper};
+use routing::Load;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::apply;
+use super::scope::{Engine, Scope};
+use crate::config::Metrics;
+
+/// Batches that may wait between socket and index; beyond it the engine's own queue fills.
+const QUEUE: usize = 1024;
+
+/// Starts the tasks of all endpoints of a scope.
+pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<()>) {
+    for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
+        if let Some(events) = &endpoint.kv_events {
+            let config = SourceConfig {
+                endpoint: events.clone(),
+                replay: endpoint.replay.clone(),
+                topic: endpoint.topic.clone(),
+            };
+            let (sender, mut updates) = mpsc::channel(QUEUE);
+            tasks.spawn(follow(config, sender));
+            let scope = Arc::clone(scope);
+            tasks.spawn(async move {
+                while let Some(update) = updates.recv().await {
+                    apply::apply(&scope, slot, update);
+                }
+            });
+        }
+        tasks.spawn(scrape(Arc::clone(scope), slot, endpoint.metrics.clone(), metrics.clone()));
+    }
+}
+
+async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
+    let scraper = Scraper::new(Duration::from_millis(config.timeout_ms));
+    let mut ticks = tokio::time::interval(Duration::from_millis(config.interval_ms));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let scraped = scraper.scrape(&url).await;
+        scope.update(slot, |engine| {
+            engine.counters.scrapes += 1;
+            match scraped {
+                Ok(load) => answered(engine, &load),
+                Err(error) => {
+                    let text = match std::error::Error::source(&error) {
+                        Some(source) => format!("{error}: {source}"),
+                        None => error.to_string(),
+                    };
+                    failed(engine, text, config.down_after_failures);
+                }
+            }
+        });
+    }
+}
+
+fn answered(engine: &mut Engine, load: &EngineLoad) {
+    engine.failures = 0;
+    engine.scrape_error = None;
+    engine.load = Load {
+        is_ready: true,
+        waiting: load.waiting,
+        running: load.running,
+        kv_usage_ratio: load.kv_usage_ratio.map(|ratio| ratio as f32),
+    };
+    if engine.block_size_tokens == 0 {
+        engine.block_size_tokens = load.block_size_tokens.unwrap_or(0);
+    }
+}
+
+/// A failed scrape keeps the last reading; several in a row mean that the endpoint is down.
+fn failed(engine: &mut Engine, error: String, down_after: u32) {
+    engine.counters.scrape_failures += 1;
+    engine.failures = engine.failures.saturating_add(1);
+    engine.scrape_error = Some(error);
+    if engine.failures >= down_after {
+        engine.load = Load::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_is_down_after_failures_in_a_row_and_up_with_one_answer() {
+        let mut engine = Engine::default();
+        assert!(!engine.load.is_ready, "an engine never seen is not ready");
+        let load = EngineLoad { waiting: Some(3), ..EngineLoad::default() };
+        answered(&mut engine, &load);
+        failed(&mut engine, "refused".into(), 3);
+        failed(&mut engine, "refused".into(), 3);
+        assert_eq!((engine.load.is_ready, engine.load.waiting), (true, Some(3)));
+        failed(&mut engine, "refused".into(), 3);
+        assert_eq!((engine.load.is_ready, engine.load.waiting), (false, None));
+        answered(&mut engine, &load);
+        assert!(engine.load.is_ready && engine.scrape_error.is_none());
+    }
+}

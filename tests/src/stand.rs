@@ -1,0 +1,330 @@
+//! Engines, daemon and Envoy, started in order and torn down together.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::client::{Client, get};
+use crate::process::{Process, port, root, wait_until, wasm_epp};
+
+const START: Duration = Duration::from_secs(60);
+
+/// What a stand is made of.
+#[derive(Clone, Debug)]
+pub struct StandOptions {
+    /// Simulated engines.
+    pub engines: Vec<EngineOptions>,
+    /// Further endpoints (servers of the test's own), without events.
+    pub others: Vec<SocketAddr>,
+    /// Envoy's worker threads.
+    pub workers: u32,
+    /// Served model.
+    pub model: String,
+    /// YAML appended to the pool's configuration file at top level.
+    pub more_config: String,
+}
+
+impl Default for StandOptions {
+    fn default() -> Self {
+        Self {
+            engines: vec![EngineOptions::default(); 3],
+            others: Vec::new(),
+            workers: 1,
+            model: "tiny".into(),
+            more_config: String::new(),
+        }
+    }
+}
+
+/// A simulated engine's flags.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// Passed to `wasm-epp simulate-engine` as they are.
+    pub flags: Vec<String>,
+}
+
+/// A running engine.
+pub struct Engine {
+    /// Where its API listens; also its name in `x-sim-engine`.
+    pub http: SocketAddr,
+    /// ZMQ addresses of events and replay.
+    pub kv_events: Option<String>,
+    /// See `kv_events`.
+    pub replay: Option<String>,
+    /// The process; `None` when the test stopped it.
+    pub process: Option<Process>,
+}
+
+/// One `Got pod scores` line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodScores {
+    /// The whole record.
+    pub record: Value,
+}
+
+impl PodScores {
+    /// Matched blocks per endpoint; `None` when the line says null.
+    pub fn scores(&self) -> Option<BTreeMap<String, u64>> {
+        let scores = self.record["scores"].as_object()?;
+        Some(scores.iter().map(|(name, n)| (name.clone(), n.as_u64().unwrap_or(0))).collect())
+    }
+
+    /// Destinations in order; empty when the request was left to the proxy's policy.
+    pub fn picked(&self) -> Vec<String> {
+        let picked = self.record["picked"].as_array();
+        picked.into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned())).collect()
+    }
+
+    /// Why the request was left to the proxy's policy.
+    pub fn reason(&self) -> Option<&str> {
+        self.record["reason"].as_str()
+    }
+}
+
+/// Everything, on free loopback ports and in one folder.
+pub struct Stand {
+    /// Files and logs; removed with the stand unless kept.
+    pub folder: tempfile::TempDir,
+    /// Engines, in order of the options.
+    pub engines: Vec<Engine>,
+    /// The daemon; `None` while stopped.
+    pub daemon: Option<Process>,
+    /// Envoy; `None` while stopped.
+    pub envoy: Option<Process>,
+    /// Inference listener.
+    pub gateway: SocketAddr,
+    /// Envoy's admin.
+    pub envoy_admin: SocketAddr,
+    /// The daemon's pages.
+    pub daemon_admin: SocketAddr,
+    options: StandOptions,
+}
+
+impl Stand {
+    /// Starts engines, Envoy and daemon, and waits until the daemon says that all is live.
+    pub async fn start(options: StandOptions) -> Result<Self> {
+        let mut stand = Self::prepare(options).await?;
+        stand.render()?;
+        stand.start_envoy(&[]).await?;
+        stand.start_daemon()?;
+        stand.wait_ready().await?;
+        Ok(stand)
+    }
+
+    /// Starts the engines and writes the configuration file.
+    pub async fn prepare(options: StandOptions) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("wasm-epp-").tempdir()?;
+        let mut engines = Vec::new();
+        for (i, engine) in options.engines.iter().enumerate() {
+            engines.push(start_engine(&options.model, engine, folder.path(), i)?);
+        }
+        let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let stand = Self {
+            gateway: loopback(port()?),
+            envoy_admin: loopback(port()?),
+            daemon_admin: loopback(port()?),
+            folder,
+            engines,
+            daemon: None,
+            envoy: None,
+            options,
+        };
+        std::fs::write(stand.config_file(), stand.config())?;
+        Ok(stand)
+    }
+
+    /// The configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("wasm-epp.yaml")
+    }
+
+    /// Folder of the rendered files.
+    pub fn rendered(&self) -> PathBuf {
+        self.folder.path().join("envoy")
+    }
+
+    /// Envoy's log.
+    pub fn envoy_log(&self) -> PathBuf {
+        self.folder.path().join("envoy.log")
+    }
+
+    fn config(&self) -> String {
+        let model = &self.options.model;
+        let mut text = format!(
+            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}}}\n  endpoints:\n",
+            self.daemon_admin,
+            root().join("tests/golden/tiny-model").display(),
+        );
+        for engine in &self.engines {
+            let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);
+            if let Some(events) = &engine.kv_events {
+                let _ = write!(text, ", kvEvents: \"{events}\"");
+            }
+            if let Some(replay) = &engine.replay {
+                let _ = write!(text, ", replay: \"{replay}\"");
+            }
+            text.push_str("}\n");
+        }
+        for other in &self.options.others {
+            let _ = writeln!(text, "  - {{address: {other}, model: {model}}}");
+        }
+        let _ = write!(
+            text,
+            "envoy:\n  listen: {}\n  admin: {}\n  feed: unix:feed.sock\n  modules: {}\n",
+            self.gateway,
+            self.envoy_admin,
+            root().join("target/wasm").display(),
+        );
+        text + &self.options.more_config
+    }
+
+    /// Renders the gateway's files through the command.
+    pub fn render(&self) -> Result<()> {
+        let output = Command::new(wasm_epp()?)
+            .args(["render", "--gateway", "envoy", "--config"])
+            .arg(self.config_file())
+            .arg("--out")
+            .arg(self.rendered())
+            .output()
+            .context("run wasm-epp render")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "wasm-epp render: {errors}");
+        Ok(())
+    }
+
+    /// Starts Envoy on the rendered files and waits until it serves.
+    pub async fn start_envoy(&mut self, more: &[&str]) -> Result<()> {
+        let mut command = Command::new(envoy()?);
+        command
+            .arg("-c")
+            .arg(self.rendered().join("envoy.yaml"))
+            .args(["--log-level", "info", "--component-log-level", "wasm:debug"])
+            .args(["--concurrency", &self.options.workers.to_string()]);
+        if more.is_empty() {
+            command.arg("--use-dynamic-base-id");
+        }
+        command.args(more);
+        let process = Process::start("envoy", &mut command, &self.envoy_log())?;
+        let admin = self.envoy_admin;
+        let process = std::cell::RefCell::new(process);
+        wait_until("Envoy is ready", START, async || {
+            if let Err(error) = process.borrow_mut().check() {
+                return Some(Err(error));
+            }
+            let answer = get(admin, "/ready").await.ok()?;
+            answer.status.is_success().then_some(Ok(()))
+        })
+        .await??;
+        self.envoy = Some(process.into_inner());
+        Ok(())
+    }
+
+    /// Starts the daemon.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        let mut command = Command::new(wasm_epp()?);
+        command.arg("serve").arg("--config").arg(self.config_file());
+        let log = self.folder.path().join("daemon.log");
+        self.daemon = Some(Process::start("wasm-epp serve", &mut command, &log)?);
+        Ok(())
+    }
+
+    /// Waits until the daemon says that every gateway is fed and every source is live.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        let admin = self.daemon_admin;
+        let daemon = std::cell::RefCell::new(self.daemon.as_mut());
+        wait_until("the daemon is ready", START, async || {
+            if let Some(Err(error)) = daemon.borrow_mut().as_mut().map(|daemon| daemon.check()) {
+                return Some(Err(error));
+            }
+            let answer = get(admin, "/readyz").await.ok()?;
+            answer.status.is_success().then_some(Ok(()))
+        })
+        .await?
+    }
+
+    /// The daemon's `/readyz` details.
+    pub async fn readyz(&self) -> Result<Value> {
+        get(self.daemon_admin, "/readyz").await?.json()
+    }
+
+    /// A client of the gateway.
+    pub fn client(&self) -> Client {
+        Client::new(self.gateway)
+    }
+
+    /// The engine that listens on `address`.
+    pub fn engine(&self, address: &str) -> Option<&Engine> {
+        self.engines.iter().find(|engine| engine.http.to_string() == address)
+    }
+
+    /// The line that Envoy's log has for a request, waiting for it to be flushed.
+    pub async fn pod_scores(&self, request_id: &str) -> Result<PodScores> {
+        let log = self.envoy_log();
+        let what = format!("Got pod scores of request {request_id} is in {}", log.display());
+        wait_until(&what, Duration::from_secs(15), async || {
+            let text = std::fs::read(&log).ok()?;
+            let text = String::from_utf8_lossy(&text);
+            let found = text.lines().rev().filter_map(|line| line.split_once("Got pod scores "));
+            let mut records = found.filter_map(|(_, json)| {
+                // The value ends where the line does, or before what Envoy appends to it.
+                let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+                values.next()?.ok()
+            });
+            records
+                .find(|record| record["request_id"] == request_id)
+                .map(|record| PodScores { record })
+        })
+        .await
+    }
+
+    /// A counter of Envoy's by its full name; 0 when it does not exist yet.
+    pub async fn envoy_stat(&self, name: &str) -> Result<u64> {
+        let page = get(self.envoy_admin, &format!("/stats?filter=^{name}$")).await?;
+        let text = String::from_utf8_lossy(&page.body).into_owned();
+        Ok(text.trim().rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(0))
+    }
+
+    /// Keeps the folder after the stand is gone.
+    pub fn keep_folder(&mut self) {
+        self.folder.disable_cleanup(true);
+    }
+}
+
+/// Starts one engine; `http` port 0 takes a free one.
+fn start_engine(model: &str, options: &EngineOptions, folder: &Path, i: usize) -> Result<Engine> {
+    let mut command = Command::new(wasm_epp()?);
+    command
+        .args(["simulate-engine", "--model", model, "--model-folder"])
+        .arg(root().join("tests/golden/tiny-model"))
+        .args(["--name", &format!("engine-{i}")])
+        .args(&options.flags);
+    let log = folder.join(format!("engine-{i}.log"));
+    let (process, line) = Process::start_with_line(&format!("engine {i}"), &mut command, &log)?;
+    let ready: Value =
+        serde_json::from_str(&line).with_context(|| format!("engine says {line}"))?;
+    let text = |key: &str| ready[key].as_str().map(str::to_owned);
+    Ok(Engine {
+        http: text("http").context("http address")?.parse()?,
+        kv_events: text("kvEvents"),
+        replay: text("replay"),
+        process: Some(process),
+    })
+}
+
+/// Envoy's binary: `ENVOY_BIN`, else what `scripts/setup` linked.
+fn envoy() -> Result<PathBuf> {
+    let path = match std::env::var_os("ENVOY_BIN") {
+        Some(path) => path.into(),
+        None => root().join(".local/bin/envoy"),
+    };
+    if !path.exists() {
+        bail!("no Envoy at {}: run scripts/setup, or set ENVOY_BIN", path.display());
+    }
+    Ok(path)
+}
