@@ -1,2 +1,5 @@
 //! End-to-end tests.
+mod sessions;
+mod support;
 mod walkthrough;
+mod wire;

@@ -4,10 +4,12 @@
 //! each and tear it down with it. Everything goes through the product's own front door: the
 //! `wasm-epp` binary renders the configuration, runs the daemon and the engines.
 
+mod backend;
 mod client;
 mod process;
 mod stand;
 
+pub use backend::{BACKEND_HEADER, Backend};
 pub use client::{Answer, Client, get};
 pub use process::{Process, port, root, wait_until, wasm_epp};
-pub use stand::{Engine, EngineOptions, PodScores, Stand, StandOptions};
+pub use stand::{Engine, EngineOptions, PodScores, Stand, StandOptions, envoy};

@@ -135,8 +135,13 @@ impl Stand {
             envoy: None,
             options,
         };
-        std::fs::write(stand.config_file(), stand.config())?;
+        stand.write_config()?;
         Ok(stand)
+    }
+
+    /// Writes the configuration file again, after a change of `engines`.
+    pub fn write_config(&self) -> Result<()> {
+        Ok(std::fs::write(self.config_file(), self.config())?)
     }
 
     /// The configuration file.
@@ -253,6 +258,31 @@ impl Stand {
         get(self.daemon_admin, "/readyz").await?.json()
     }
 
+    /// Batches of events that the daemon has applied, per endpoint.
+    pub async fn event_batches(&self) -> Result<BTreeMap<String, u64>> {
+        let details = self.readyz().await?;
+        let endpoints = details["endpoints"].as_array().context("endpoints of /readyz")?;
+        let of = |endpoint: &Value| {
+            let address = endpoint["address"].as_str().unwrap_or_default().to_owned();
+            (address, endpoint["event_batches"].as_u64().unwrap_or(0))
+        };
+        Ok(endpoints.iter().map(of).collect())
+    }
+
+    /// Waits until the daemon has applied more than `before` batches of an endpoint and the
+    /// gateway has acked all that changed.
+    pub async fn settled(&self, address: &str, before: &BTreeMap<String, u64>) -> Result<()> {
+        let seen = before.get(address).copied().unwrap_or(0);
+        let what = format!("the events of {address} have reached the gateway");
+        wait_until(&what, START, async || {
+            let is_applied = self.event_batches().await.ok()?.get(address).copied()? > seen;
+            let details = self.readyz().await.ok()?;
+            let mut gateways = details["gateways"].as_array()?.iter();
+            (is_applied && gateways.all(|gateway| gateway["pending"] == 0)).then_some(())
+        })
+        .await
+    }
+
     /// A client of the gateway.
     pub fn client(&self) -> Client {
         Client::new(self.gateway)
@@ -318,7 +348,7 @@ fn start_engine(model: &str, options: &EngineOptions, folder: &Path, i: usize) -
 }
 
 /// Envoy's binary: `ENVOY_BIN`, else what `scripts/setup` linked.
-fn envoy() -> Result<PathBuf> {
+pub fn envoy() -> Result<PathBuf> {
     let path = match std::env::var_os("ENVOY_BIN") {
         Some(path) => path.into(),
         None => root().join(".local/bin/envoy"),

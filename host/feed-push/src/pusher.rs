@@ -72,6 +72,8 @@ pub struct GatewayStatus {
     pub failures: u64,
     /// Why the last post failed; cleared by a good one.
     pub last_error: Option<String>,
+    /// A batch is being filled or waits for its ack.
+    pub in_flight: bool,
 }
 
 /// What a pusher needs.
@@ -216,6 +218,13 @@ impl<S: StateSource> Pusher<S> {
 
     /// Posts one batch. `None` when there is no ack.
     async fn push(&mut self, connection: &mut Connection) -> Option<Fill> {
+        self.with_status(|status| status.in_flight = true);
+        let fill = self.exchange(connection).await;
+        self.with_status(|status| status.in_flight = false);
+        fill
+    }
+
+    async fn exchange(&mut self, connection: &mut Connection) -> Option<Fill> {
         let Some(session) = &mut self.session else { return Some(Fill::Drained) };
         // A snapshot is complete with the batch that drains it; whether this one does is known only
         // after filling, so the header is written last.

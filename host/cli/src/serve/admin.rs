@@ -11,6 +11,7 @@ use feed_push::PushState;
 use routing::SourceState;
 use serde_json::{Value, json};
 
+use super::scope::Scope;
 use super::{Daemon, page};
 
 pub(crate) fn app(daemon: Arc<Daemon>) -> Router {
@@ -31,7 +32,12 @@ async fn ready(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
 fn details(daemon: &Daemon) -> (bool, Value) {
     let mut is_ready = true;
     let mut gateways = Vec::new();
-    for gateway in &daemon.gateways {
+    for (watcher, gateway) in daemon.gateways.iter().enumerate() {
+        // Read before the index: what leaves it as pending is in flight by then.
+        let pending = |in_flight: bool| {
+            let dirty = |scope: &Arc<Scope>| scope.live().index.dirty_count(watcher);
+            daemon.scopes.iter().map(dirty).sum::<usize>() + usize::from(in_flight)
+        };
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
         is_ready &= matches!(status.state, PushState::Live | PushState::Standby);
         gateways.push(json!({
@@ -41,6 +47,7 @@ fn details(daemon: &Daemon) -> (bool, Value) {
             "epoch": status.head.epoch,
             "sequence": status.head.sequence,
             "workers": status.rows.len(),
+            "pending": pending(status.in_flight),
             "error": status.last_error,
         }));
     }
@@ -57,6 +64,7 @@ fn details(daemon: &Daemon) -> (bool, Value) {
                 "ready": engine.load.is_ready,
                 "source": source_name(engine.source),
                 "block_size_tokens": engine.block_size_tokens,
+                "event_batches": engine.counters.batches,
                 "error": engine.scrape_error,
             }));
         }

@@ -1,6 +1,7 @@
 //! A proxy-wasm filter that waits for the request's body and lets it pass: what any filter that
 //! must see a body costs, and so the floor that the router's cost is measured over.
 #![cfg(target_arch = "wasm32")]
+#![allow(missing_docs, reason = "the exported entry point is the macro's")]
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};

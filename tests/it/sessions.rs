@@ -1,0 +1,276 @@
+//! A real vLLM's sessions: what the modules predict before each request, against what the engine
+//! says it had cached.
+//!
+//! The recorded frames come from a publisher on pyzmq, so neither the bytes nor the socket are
+//! ours; daemon, Envoy and modules are real. The engine's HTTP side is a constant server, as the
+//! answers were recorded too.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::Value;
+use testbed::{Backend, Engine, Stand, StandOptions, root};
+
+/// Tokens per block of the recorded engine.
+const BLOCK: i64 = 32;
+/// The index cuts text every 64 bytes, so a match may end up to one stride before the block's end:
+/// floor((64 - 2) / 32) + 1 blocks at one byte per token.
+const MAX_UNDER: i64 = 2;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn predictions_agree_with_a_real_engine_that_keeps_everything() {
+    play("session-chat-large-cache.jsonl").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn predictions_agree_with_a_real_engine_that_evicts() {
+    play("session-chat-small-cache.jsonl").await;
+}
+
+/// One recorded request, and how many frames followed it.
+struct Recorded {
+    label: String,
+    path: String,
+    /// As recorded: the order of keys in a tool is a part of the prompt.
+    request: String,
+    max_tokens: i64,
+    prompt_tokens: i64,
+    cached_tokens: i64,
+    frames: u64,
+}
+
+impl Recorded {
+    /// The conversation, of a request that is a part of one.
+    fn chat(&self) -> Option<&str> {
+        let number = self.label.strip_prefix("chat ")?;
+        Some(number.split_once(' ').map_or(number, |(number, _)| number))
+    }
+
+    /// Blocks that tokens generated for this request can lie in, at most.
+    fn generated_blocks(&self) -> i64 {
+        1 + (self.max_tokens + BLOCK - 2) / BLOCK
+    }
+}
+
+async fn play(name: &str) {
+    let path = root().join("tests/golden/kv-events").join(name);
+    let Some(python) = python() else { return };
+    let session = read(&std::fs::read_to_string(&path).unwrap());
+    let mut publisher = Publisher::start(&python, &path);
+    let (stand, endpoint) = start(&publisher).await;
+    let client = stand.client();
+
+    let mut table = Table::default();
+    // Blocks of the last answer of each conversation, which its next request feeds back.
+    let mut fed_back: BTreeMap<String, i64> = BTreeMap::new();
+    let mut sent = 0;
+    for recorded in &session {
+        let headers = [("content-type", "application/json")];
+        let body = recorded.request.clone();
+        let answer = client.send("POST", &recorded.path, &headers, body).await.unwrap();
+        assert_eq!(answer.status, 200, "{}: {answer:?}", recorded.label);
+        let line = stand.pod_scores(answer.header("x-request-id")).await.unwrap();
+        assert!(line.record["unmatched"].is_null(), "{}: {line:?}", recorded.label);
+        let blocks = line.scores().and_then(|scores| scores.get(&endpoint).copied()).unwrap_or(0);
+        let chat = recorded.chat().unwrap_or_default().to_owned();
+        table.add(recorded, blocks as i64, fed_back.get(&chat).copied().unwrap_or(0));
+        if !chat.is_empty() {
+            fed_back.insert(chat, recorded.generated_blocks());
+        }
+        if recorded.frames > 0 {
+            publisher.send(recorded.frames);
+            sent += recorded.frames;
+            let all_but_one = BTreeMap::from([(endpoint.clone(), sent - 1)]);
+            stand.settled(&endpoint, &all_but_one).await.unwrap();
+        }
+    }
+    table.check(name);
+}
+
+/// Everything, with one endpoint whose events are the publisher's.
+async fn start(publisher: &Publisher) -> (Stand, String) {
+    let page = std::fs::read(root().join("tests/golden/metrics/vllm-metrics.txt")).unwrap();
+    let backend = Backend::start(page).await.unwrap();
+    let options = StandOptions { engines: Vec::new(), ..StandOptions::default() };
+    let mut stand = Stand::prepare(options).await.unwrap();
+    stand.engines.push(Engine {
+        http: backend.address,
+        kv_events: Some(format!("tcp://127.0.0.1:{}", publisher.ports["pub"])),
+        replay: Some(format!("tcp://127.0.0.1:{}", publisher.ports["replay"])),
+        process: None,
+    });
+    stand.write_config().unwrap();
+    stand.render().unwrap();
+    stand.start_envoy(&[]).await.unwrap();
+    stand.start_daemon().unwrap();
+    stand.wait_ready().await.unwrap();
+    let endpoint = backend.address.to_string();
+    // Lives as long as the test's runtime.
+    std::mem::forget(backend);
+    (stand, endpoint)
+}
+
+fn read(session: &str) -> Vec<Recorded> {
+    let mut all: Vec<Recorded> = Vec::new();
+    for text in session.lines() {
+        let line: Value = serde_json::from_str(text).unwrap();
+        if !line["event"].is_null() {
+            all.last_mut().expect("a frame follows a request").frames += 1;
+            continue;
+        }
+        all.push(Recorded {
+            label: line["label"].as_str().unwrap().to_owned(),
+            path: line["path"].as_str().unwrap().to_owned(),
+            request: raw_request(text).to_owned(),
+            max_tokens: line["request"]["max_tokens"].as_i64().unwrap(),
+            prompt_tokens: line["prompt_tokens"].as_i64().unwrap(),
+            cached_tokens: line["cached_tokens"].as_i64().unwrap(),
+            frames: 0,
+        });
+    }
+    all
+}
+
+/// The text of a line's request.
+fn raw_request(line: &str) -> &str {
+    let (_, from) = line.split_once("\"request\": ").unwrap();
+    let mut values = serde_json::Deserializer::from_str(from).into_iter::<Value>();
+    values.next().unwrap().unwrap();
+    &from[..values.byte_offset()]
+}
+
+/// Predictions beside the truth, in blocks.
+#[derive(Default)]
+struct Table {
+    rows: Vec<Row>,
+}
+
+struct Row {
+    label: String,
+    prompt_tokens: i64,
+    predicted: i64,
+    truth: i64,
+    /// How far over the prediction may be.
+    max_over: i64,
+    is_salted: bool,
+}
+
+impl Table {
+    fn add(&mut self, recorded: &Recorded, predicted: i64, max_over: i64) {
+        assert_eq!(recorded.cached_tokens % BLOCK, 0, "{}", recorded.label);
+        self.rows.push(Row {
+            label: recorded.label.clone(),
+            prompt_tokens: recorded.prompt_tokens,
+            predicted,
+            truth: recorded.cached_tokens / BLOCK,
+            max_over,
+            is_salted: recorded.label.starts_with("salt "),
+        });
+    }
+
+    /// Prints the table, then holds each row and the mean to their bounds.
+    fn check(&self, name: &str) {
+        println!("\n{name}: predicted and cached tokens, difference in blocks");
+        println!("{:<18} {:>7} {:>9} {:>6} {:>5}", "request", "prompt", "predicted", "truth", "diff");
+        let mut wrong = Vec::new();
+        for row in &self.rows {
+            let over = row.predicted - row.truth;
+            // A salt is a namespace: nothing of another one's may show.
+            let is_leak = row.is_salted && row.truth == 0 && row.predicted != 0;
+            let is_wrong = over < -MAX_UNDER || over > row.max_over || is_leak;
+            let mark = if is_wrong { "  wrong" } else { "" };
+            println!(
+                "{:<18} {:>7} {:>9} {:>6} {over:>+5}{mark}",
+                row.label,
+                row.prompt_tokens,
+                row.predicted * BLOCK,
+                row.truth * BLOCK
+            );
+            if is_wrong {
+                wrong.push(&row.label);
+            }
+        }
+        let count = |wanted: fn(i64) -> bool| {
+            self.rows.iter().filter(|row| wanted(row.predicted - row.truth)).count()
+        };
+        let requests = self.rows.len();
+        let under: i64 = self.rows.iter().map(|row| (row.truth - row.predicted).max(0)).sum();
+        let mean_under = under as f64 / requests as f64;
+        let over: i64 = self.rows.iter().map(|row| (row.predicted - row.truth).max(0)).sum();
+        println!(
+            "{requests} requests: {} exact, {} under ({mean_under:.2} blocks in the mean of all), \
+             {} over ({over} blocks in all)",
+            count(|diff| diff == 0),
+            count(|diff| diff < 0),
+            count(|diff| diff > 0),
+        );
+        assert!(requests >= 59, "{name} is cut");
+        assert!(wrong.is_empty(), "{name}: out of bounds: {wrong:?}");
+        assert!(mean_under <= 1.0, "{name}: {mean_under} blocks under in the mean");
+    }
+}
+
+/// A Python with pyzmq. Without one the test is skipped, but not in CI.
+fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("WASM_EPP_PYTHON")
+        .map_or_else(|| root().join(".local/venv/bin/python"), PathBuf::from);
+    let works = Command::new(&python)
+        .args(["-c", "import zmq"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if works {
+        return Some(python);
+    }
+    let why = format!("{} is missing or has no pyzmq", python.display());
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    eprintln!("skipped: {why}; run scripts/setup or set WASM_EPP_PYTHON");
+    None
+}
+
+/// `publisher.py` of the golden files: a PUB socket of libzmq that plays the session's frames.
+struct Publisher {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    ports: Value,
+}
+
+impl Publisher {
+    fn start(python: &PathBuf, session: &PathBuf) -> Self {
+        let mut child = Command::new(python)
+            .arg(root().join("tests/golden/kv-events/publisher.py"))
+            .arg(session)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut publisher = Self { child, stdin, stdout, ports: Value::Null };
+        publisher.ports = publisher.answer();
+        publisher
+    }
+
+    /// Publishes the next frames.
+    fn send(&mut self, frames: u64) {
+        writeln!(self.stdin, "send {frames}").unwrap();
+        self.answer();
+    }
+
+    fn answer(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
