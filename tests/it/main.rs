@@ -1,4 +1,8 @@
 //! End-to-end tests.
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+mod bodies;
+mod scratch;
 mod sessions;
 mod support;
 mod walkthrough;

@@ -59,7 +59,8 @@ async fn play(name: &str) {
     let Some(python) = python() else { return };
     let session = read(&std::fs::read_to_string(&path).unwrap());
     let mut publisher = Publisher::start(&python, &path);
-    let (stand, endpoint) = start(&publisher).await;
+    let (stand, backend) = start(&publisher).await;
+    let endpoint = backend.address.to_string();
     let client = stand.client();
 
     let mut table = Table::default();
@@ -90,7 +91,7 @@ async fn play(name: &str) {
 }
 
 /// Everything, with one endpoint whose events are the publisher's.
-async fn start(publisher: &Publisher) -> (Stand, String) {
+async fn start(publisher: &Publisher) -> (Stand, Backend) {
     let page = std::fs::read(root().join("tests/golden/metrics/vllm-metrics.txt")).unwrap();
     let backend = Backend::start(page).await.unwrap();
     let options = StandOptions { engines: Vec::new(), ..StandOptions::default() };
@@ -106,10 +107,7 @@ async fn start(publisher: &Publisher) -> (Stand, String) {
     stand.start_envoy(&[]).await.unwrap();
     stand.start_daemon().unwrap();
     stand.wait_ready().await.unwrap();
-    let endpoint = backend.address.to_string();
-    // Lives as long as the test's runtime.
-    std::mem::forget(backend);
-    (stand, endpoint)
+    (stand, backend)
 }
 
 fn read(session: &str) -> Vec<Recorded> {
@@ -173,7 +171,10 @@ impl Table {
     /// Prints the table, then holds each row and the mean to their bounds.
     fn check(&self, name: &str) {
         println!("\n{name}: predicted and cached tokens, difference in blocks");
-        println!("{:<18} {:>7} {:>9} {:>6} {:>5}", "request", "prompt", "predicted", "truth", "diff");
+        println!(
+            "{:<18} {:>7} {:>9} {:>6} {:>5}",
+            "request", "prompt", "predicted", "truth", "diff"
+        );
         let mut wrong = Vec::new();
         for row in &self.rows {
             let over = row.predicted - row.truth;

@@ -109,7 +109,11 @@ fn parse(bytes: &[u8], is_closed: bool) -> Result<Option<Answer>> {
         Some(_) if is_closed => bail!("the answer is shorter than announced"),
         _ => return Ok(None),
     };
-    Ok(Some(Answer { status: StatusCode::from_bytes(status.as_bytes())?, headers, body: body.into() }))
+    Ok(Some(Answer {
+        status: StatusCode::from_bytes(status.as_bytes())?,
+        headers,
+        body: body.into(),
+    }))
 }
 
 fn dechunk(mut rest: &[u8]) -> Result<Option<Vec<u8>>> {

@@ -45,8 +45,7 @@ async fn accept(listener: TcpListener, name: String, metrics: Bytes) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let (name, metrics) = (name.clone(), metrics.clone());
-        let service =
-            service_fn(move |request| answer(request, name.clone(), metrics.clone()));
+        let service = service_fn(move |request| answer(request, name.clone(), metrics.clone()));
         connections.spawn(async move {
             let served = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)

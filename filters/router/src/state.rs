@@ -97,7 +97,7 @@ impl View {
         self.tag.map_or(0, |(_, _, active, _)| active)
     }
 
-    /// Epoch whose slots [`Self::loads`] and [`Model::table`] use.
+    /// Epoch whose slots `loads` and `Model::table` use.
     pub fn epoch(&self) -> u64 {
         self.active()
     }

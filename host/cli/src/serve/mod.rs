@@ -1,6 +1,6 @@
 //! The daemon: follows engines' KV events and metrics, feeds gateways.
 //!
-//! One task per engine and purpose, one per gateway; what they share is a [`scope::Scope`] per
+//! One task per engine and purpose, one per gateway; what they share is a `Scope` per
 //! (pool, model). Tasks never wait for a gateway while they hold a scope.
 
 mod admin;

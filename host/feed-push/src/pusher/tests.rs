@@ -74,9 +74,11 @@ async fn serve(listener: UnixListener, gateway: Shared) {
     }
 }
 
-/// Numbered values; each in a bucket of its own.
+/// Numbered values, each in a bucket of its own: all, changed, and those in flight.
 #[derive(Clone, Default)]
-struct Values(Arc<Mutex<(BTreeMap<u32, u8>, BTreeMap<u32, u8>)>>, Vec<u32>);
+struct Values(Arc<Mutex<(Buckets, Buckets)>>, Vec<u32>);
+
+type Buckets = BTreeMap<u32, u8>;
 
 impl Values {
     fn set(&self, bucket: u32, value: u8) {
