@@ -1,9 +1,14 @@
 use testbed::{Stand, StandOptions};
 #[tokio::test(flavor = "multi_thread")]
 async fn scratch() {
-    let stand = Stand::start(StandOptions::default()).await.unwrap();
+    let mut stand = Stand::prepare(StandOptions::default()).await.unwrap();
+    stand.render().unwrap();
+    for name in ["intake", "picker"] {
+        std::fs::write(stand.rendered().join(format!("ecds/{name}.yaml")), "{}").unwrap();
+    }
+    stand.start_envoy(&[]).await.unwrap();
     println!("GW {} ENG {}", stand.gateway, stand.engines[0].http);
     println!("ADMIN {}", stand.envoy_admin);
-    tokio::time::sleep(std::time::Duration::from_secs(40)).await;
+    tokio::time::sleep(std::time::Duration::from_secs(15)).await;
     println!("{}", stand.envoy.as_ref().unwrap().tail());
 }

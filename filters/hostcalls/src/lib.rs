@@ -1,8 +1,8 @@
 //! The host calls the modules use, returning errors instead of panicking.
 //!
 //! [`Host`] is the whole outside world of a filter: clock, randomness, shared data, headers. The
-//! proxy-wasm implementation is [`proxy::ProxyHost`] (wasm only), the state-based one for tests and
-//! native runs is [`memory::MemoryHost`]. The SDK's own host calls panic on any status they do not
+//! proxy-wasm implementation is `proxy::ProxyHost` (wasm only), the state-based one for tests and
+//! native runs is `memory::MemoryHost`. The SDK's own host calls panic on any status they do not
 //! expect, and a panic in a gateway kills every stream of that worker's VM.
 
 #[cfg(not(target_arch = "wasm32"))]

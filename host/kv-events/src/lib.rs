@@ -1,7 +1,7 @@
 //! KV events of inference engines: what a vLLM or SGLang process announces about the blocks in
 //! its KV cache, read from its ZMQ publisher in order and without holes.
 //!
-//! - [`decode`] turns one MessagePack payload into an [`EventBatch`], whatever release wrote it.
+//! - [`decode()`] turns one MessagePack payload into an [`EventBatch`], whatever release wrote it.
 //! - [`Cursor`] is the state machine of one publisher: sequence numbers, gaps, replay, restarts.
 //!   It does no I/O and reads no clock.
 //! - [`follow`] joins the two to the sockets of one publisher. Only it knows ZMQ.

@@ -333,6 +333,14 @@ fn a_takeover_is_read_bucket_by_bucket_with_slots_translated() {
     let list = gateway.complete(&text(640)).unwrap();
     assert!(list.starts_with("b,"), "{list}");
     assert_eq!(gateway.line()["scores"]["b"], 9);
+    // Slot 2 of the incoming writer is a, which is slot 0 of the one that is read.
+    gateway.hold(9, &text(640), None, 10, &[2]);
+    let list = gateway.complete(&text(640)).unwrap();
+    assert!(list.starts_with("a,"), "{list}");
+    gateway.hold(9, &text(640), None, 10, &[1, 2]);
+    for bucket in (0..BUCKETS).step_by(2) {
+        gateway.set(Key::Bucket(0, bucket), &old[bucket as usize]);
+    }
     // Complete: what the old writer listed and the new one did not send again is void.
     gateway.head(Head {
         instance: 1,

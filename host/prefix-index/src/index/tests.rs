@@ -367,6 +367,33 @@ fn orphans_unknown_tokens_and_wrong_sizes_are_counted_and_never_listed() {
 }
 
 #[test]
+fn tokens_before_a_strides_end_are_counted_whole() {
+    let tokens_of_first_stride = |token: u32, count: usize| {
+        let mut index = index(1);
+        store(&mut index, 0, None, 1, &vec![token; count]);
+        let root = Namespace { model: "m", lora: None, salt: None }.root(&seed());
+        let text = VOCABULARY[token as usize].repeat(count);
+        let key = KeyChain::keys_of(root, &seed(), text.as_bytes())[0];
+        index.stride(key).unwrap().tokens
+    };
+    // 32 tokens of 2 bytes end with the stride; of 36 bytes the second reaches over its end.
+    assert_eq!(tokens_of_first_stride(1, 40), 32);
+    assert_eq!(tokens_of_first_stride(5, 4), 1);
+}
+
+#[test]
+fn a_block_removed_more_often_than_stored_is_counted() {
+    let mut index = index(1);
+    store(&mut index, 0, None, 1, &[5, 5]);
+    store(&mut index, 0, Some(1), 2, &[5, 5]);
+    index.remove(0, &[EngineHash(1)], Tier::Gpu);
+    index.remove(0, &[EngineHash(1)], Tier::Gpu);
+    assert_eq!(index.stats().unknown_removals, 1);
+    store(&mut index, 0, None, 1, &[5, 5]);
+    assert!(depth(&index, 0, &VOCABULARY[5].repeat(4)) > 0, "and does not go below zero");
+}
+
+#[test]
 fn what_text_does_not_show_stops_the_listing() {
     let mut index = index(1);
     index.store(

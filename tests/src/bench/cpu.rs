@@ -1,0 +1,286 @@
+//! `bench cpu`: what a request costs an Envoy worker, by what stands in its filter chain.
+//!
+//! One Envoy with one worker serves three listeners: `plain` without a wasm filter, `noop` with a
+//! filter that waits for the body, `router` with intake and picker as rendered. They differ in
+//! nothing else. Rounds alternate between them, so that what the machine does meanwhile hits all.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use testbed::{Backend, Client, EngineOptions, Stand, StandOptions, port, root};
+
+use crate::load::{self, Shot};
+use crate::table::{aligned, median, rounded};
+
+const PATH: &str = "/v1/chat/completions";
+/// Conversations per size, a third on each engine.
+const CHATS: usize = 6;
+/// Part of a prompt that an engine must hold for the measurement to be of a deep match.
+const MIN_HELD_RATIO: f64 = 0.7;
+
+#[derive(clap::Args)]
+pub(crate) struct Flags {
+    /// Sizes of the request bodies
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [1024, 8192, 65536])]
+    sizes: Vec<usize>,
+    /// Measured rounds per size; one more goes before them and is dropped
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Requests per round and listener
+    #[arg(long, default_value_t = 2000)]
+    requests: usize,
+    /// Connections at a time
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+}
+
+pub(crate) async fn run(flags: &Flags) -> Result<(String, Value)> {
+    eprintln!("starting engines, daemon and Envoy ...");
+    let bench = Bench::start().await?;
+    let mut rows = vec![
+        ["body", "plain", "noop", "router", "over noop", "over plain", "router/noop", "held"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut results = Vec::new();
+    for &size in &flags.sizes {
+        let (shots, held) = bench.hold(size).await?;
+        let mut measured: [Vec<f64>; 3] = Default::default();
+        for round in 0..=flags.rounds {
+            let mut line = [0.0; 3];
+            for turn in 0..3 {
+                let which = (turn + round) % 3;
+                line[which] = bench.measure(which, &shots, flags).await?;
+            }
+            let note = if round == 0 { " (dropped)" } else { "" };
+            eprintln!(
+                "{size} bytes, round {round}: {:.1} {:.1} {:.1} us{note}",
+                line[0], line[1], line[2]
+            );
+            if round > 0 {
+                measured.iter_mut().zip(line).for_each(|(all, value)| all.push(value));
+            }
+        }
+        let [plain, noop, router] = &measured;
+        let pairs = |from: &[f64], what: fn(f64, f64) -> f64| {
+            let each: Vec<f64> = router.iter().zip(from).map(|(r, f)| what(*r, *f)).collect();
+            median(&each)
+        };
+        let over_noop = pairs(noop, |router, noop| router - noop);
+        let over_plain = pairs(plain, |router, plain| router - plain);
+        let ratio = pairs(noop, |router, noop| router / noop);
+        let us = |value: f64| format!("{value:.1} us");
+        rows.push(vec![
+            size.to_string(),
+            us(median(plain)),
+            us(median(noop)),
+            us(median(router)),
+            us(over_noop),
+            us(over_plain),
+            format!("{ratio:.2}"),
+            format!("{:.0} %", held * 100.0),
+        ]);
+        let rounds = |values: &[f64]| values.iter().copied().map(rounded).collect::<Vec<_>>();
+        results.push(json!({
+            "body_bytes": size,
+            "held_ratio": rounded(held),
+            "plain_us": rounded(median(plain)),
+            "noop_us": rounded(median(noop)),
+            "router_us": rounded(median(router)),
+            "router_over_noop_us": rounded(over_noop),
+            "router_over_plain_us": rounded(over_plain),
+            "router_to_noop_ratio": rounded(ratio),
+            "rounds": {"plain": rounds(plain), "noop": rounds(noop), "router": rounds(router)},
+        }));
+    }
+    let table = format!(
+        "CPU of the worker per request, median of {} rounds of {} requests; differences and ratio \
+         by round\n{}",
+        flags.rounds,
+        flags.requests,
+        aligned(&rows)
+    );
+    let result = json!({
+        "bench": "cpu", "rounds": flags.rounds, "requests": flags.requests,
+        "connections": flags.connections, "sizes": results,
+    });
+    Ok((table, result))
+}
+
+struct Bench {
+    stand: Stand,
+    /// APIs of the simulated engines, which only the bench asks.
+    engines: Vec<SocketAddr>,
+    /// What stands in the engines' places behind Envoy, so that their cost does not matter.
+    backends: Vec<Backend>,
+    /// Plain, noop, router.
+    listeners: [SocketAddr; 3],
+}
+
+impl Bench {
+    async fn start() -> Result<Self> {
+        let flags = ["--num-blocks=300000", "--max-model-len=4000000"].map(str::to_owned);
+        let engine = EngineOptions { flags: flags.to_vec() };
+        let options = StandOptions { engines: vec![engine; 3], ..StandOptions::default() };
+        let mut stand = Stand::prepare(options).await?;
+        let page = std::fs::read(root().join("tests/golden/metrics/vllm-metrics.txt"))?;
+        let (mut engines, mut backends) = (Vec::new(), Vec::new());
+        for engine in &mut stand.engines {
+            let backend = Backend::start(page.clone()).await?;
+            engines.push(std::mem::replace(&mut engine.http, backend.address));
+            backends.push(backend);
+        }
+        stand.write_config()?;
+        stand.render()?;
+        let free = || anyhow::Ok(SocketAddr::from(([127, 0, 0, 1], port()?)));
+        let listeners = [free()?, free()?, stand.gateway];
+        add_listeners(&stand.rendered(), listeners[0], listeners[1])?;
+        stand.start_envoy(&[]).await?;
+        stand.start_daemon()?;
+        stand.wait_ready().await?;
+        Ok(Self { stand, engines, backends, listeners })
+    }
+
+    /// Has the engines hold conversations of `size` bytes up to their last turn, and gives the
+    /// requests with it and the part of them that is held.
+    async fn hold(&self, size: usize) -> Result<(Arc<Vec<Shot>>, f64)> {
+        let gateway = self.stand.client();
+        self.log_level("debug").await?;
+        let (mut shots, mut held) = (Vec::new(), Vec::new());
+        for number in 0..CHATS {
+            let slot = number % self.engines.len();
+            let holder = self.backends[slot].address.to_string();
+            let before = self.stand.event_batches().await?;
+            let messages = conversation(number, size);
+            let earlier = json!({"model": "tiny", "messages": messages[..6], "max_tokens": 1});
+            let answer = Client::new(self.engines[slot]).post(PATH, &earlier).await?;
+            ensure!(answer.status.is_success(), "the engine answered {answer:?}");
+            self.stand.settled(&holder, &before).await?;
+
+            let body = json!({"model": "tiny", "messages": messages, "max_tokens": 1});
+            let answer = gateway.post(PATH, &body).await?;
+            let line = self.stand.pod_scores(answer.header("x-request-id")).await?;
+            let blocks = line.scores().and_then(|scores| scores.get(&holder).copied());
+            let all = line.record["prompt_bytes"].as_f64().unwrap_or(f64::INFINITY);
+            let tokens = count_tokens(self.engines[slot], &messages).await?;
+            held.push(blocks.unwrap_or(0) as f64 * 16.0 / tokens as f64);
+            ensure!(
+                held[number] >= MIN_HELD_RATIO,
+                "{size} bytes: {blocks:?} blocks of {tokens} tokens ({all} bytes) are matched"
+            );
+            let body = Bytes::from(body.to_string());
+            shots.push(Shot { path: PATH, body, backend: Some(holder) });
+        }
+        self.log_level("info").await?;
+        Ok((Arc::new(shots), median(&held)))
+    }
+
+    async fn log_level(&self, level: &str) -> Result<()> {
+        let path = format!("/logging?wasm={level}");
+        let answer = Client::new(self.stand.envoy_admin).send("POST", &path, &[], "").await?;
+        ensure!(answer.status.is_success(), "{path}: {answer:?}");
+        Ok(())
+    }
+
+    /// Microseconds of worker CPU per request.
+    async fn measure(&self, which: usize, shots: &Arc<Vec<Shot>>, flags: &Flags) -> Result<f64> {
+        let mut shots = Arc::clone(shots);
+        if which < 2 {
+            // Without the router any backend may answer.
+            Arc::make_mut(&mut shots).iter_mut().for_each(|shot| shot.backend = None);
+        }
+        let process = self.stand.envoy.as_ref().context("Envoy runs")?.id();
+        let before = worker_ns(process)?;
+        load::run(self.listeners[which], &shots, flags.connections, flags.requests).await?;
+        Ok((worker_ns(process)? - before) as f64 / 1000.0 / flags.requests as f64)
+    }
+}
+
+async fn count_tokens(engine: SocketAddr, messages: &[Value]) -> Result<u64> {
+    let answer = Client::new(engine).post("/tokenize", &json!({"messages": messages})).await?;
+    answer.json()?["count"].as_u64().context("count of /tokenize")
+}
+
+/// Time on the processor of a process' worker threads so far, from the scheduler's statistics.
+fn worker_ns(process: u32) -> Result<u64> {
+    let mut sum = None;
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let task = task?.path();
+        // A thread that has ended meanwhile was no worker.
+        let Ok(name) = std::fs::read_to_string(task.join("comm")) else { continue };
+        if name.starts_with("wrk:worker_") {
+            let line = std::fs::read_to_string(task.join("schedstat"))?;
+            let on_cpu = line.split(' ').next().context("schedstat is empty")?.parse::<u64>()?;
+            sum = Some(sum.unwrap_or(0) + on_cpu);
+        }
+    }
+    sum.with_context(|| format!("no thread of process {process} is called wrk:worker_N"))
+}
+
+/// Adds the two listeners to a rendered `envoy.yaml`: copies of the inference listener with other
+/// filters.
+fn add_listeners(rendered: &Path, plain: SocketAddr, noop: SocketAddr) -> Result<()> {
+    let file = rendered.join("envoy.yaml");
+    let mut config: Value = read_yaml(&file)?;
+    let intake: Value = read_yaml(&rendered.join("ecds/intake.yaml"))?;
+    // As intake is loaded, callbacks withheld and all, but for what it is.
+    let mut filter = intake["resources"][0]["typed_config"].clone();
+    filter["config"]["name"] = json!("noop");
+    filter["config"]["root_id"] = json!("noop");
+    filter["config"]["vm_config"]["vm_id"] = json!("noop");
+    filter["config"]["vm_config"]["code"]["local"]["filename"] =
+        json!(root().join("target/wasm/noop.wasm"));
+    let noop_filter = json!({"name": "noop", "typed_config": filter});
+
+    let listeners = config["static_resources"]["listeners"].as_array_mut().context("listeners")?;
+    let inference = listeners.iter().find(|listener| listener["name"] == "inference");
+    let inference = inference.context("the inference listener")?.clone();
+    for (name, address, first) in [("plain", plain, None), ("noop", noop, Some(noop_filter))] {
+        let mut listener = inference.clone();
+        listener["name"] = json!(name);
+        listener["address"]["socket_address"]["port_value"] = json!(address.port());
+        let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+        manager["stat_prefix"] = json!(name);
+        let router = manager["http_filters"].as_array().and_then(|filters| filters.last());
+        let filters: Vec<Value> = first.into_iter().chain(router.cloned()).collect();
+        manager["http_filters"] = json!(filters);
+        let routes = manager["route_config"]["virtual_hosts"][0]["routes"].as_array_mut();
+        for route in routes.context("routes")? {
+            route.as_object_mut().context("a route")?.remove("typed_per_filter_config");
+        }
+        listeners.push(listener);
+    }
+    // JSON is YAML.
+    Ok(std::fs::write(&file, config.to_string())?)
+}
+
+fn read_yaml(file: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(file)?;
+    serde_saphyr::from_str(&text).with_context(|| format!("read {}", file.display()))
+}
+
+/// Eight messages of about `size` bytes as JSON, the last two short; none like another number's.
+fn conversation(number: usize, size: usize) -> Vec<Value> {
+    // Around each text there are about 45 bytes of JSON.
+    let text = size.saturating_sub(8 * 45 + 60);
+    let parts = [4, 2, 2, 3, 2, 2, 1, 1];
+    let roles = ["system", "user", "assistant", "user", "assistant", "user", "assistant", "user"];
+    let part = |(at, (share, role)): (usize, (usize, &str))| {
+        let content = filler(number * 8 + at, text * share / parts.iter().sum::<usize>());
+        json!({"role": role, "content": content})
+    };
+    parts.into_iter().zip(roles).enumerate().map(part).collect()
+}
+
+fn filler(number: usize, bytes: usize) -> String {
+    let sentence = |i: usize| {
+        format!("Note {number}, line {i}: part {} waits for {}. ", i * 7 % 41, i * 3 % 17)
+    };
+    let mut text: String = (1..=bytes / 30 + 1).map(sentence).collect();
+    text.truncate(bytes.max(8));
+    text
+}

@@ -1,0 +1,76 @@
+//! `scripts/bench`: what routing costs, measured on this machine with real Envoy.
+
+mod cpu;
+mod freshness;
+mod load;
+mod machine;
+mod publisher;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::json;
+
+/// Measures one property of the whole arrangement.
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Flags {
+    #[command(subcommand)]
+    bench: Bench,
+    /// Print the result as one JSON object on the last line
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Bench {
+    /// Worker CPU per request: no filter, a filter that only waits for the body, the router
+    Cpu(cpu::Flags),
+    /// Time from an event's publication until a request is routed by it
+    Freshness(freshness::Flags),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            // Printing fails only when nobody reads; the exit code still tells.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let measure = async {
+        match &flags.bench {
+            Bench::Cpu(cpu) => cpu::run(cpu).await,
+            Bench::Freshness(freshness) => freshness::run(freshness).await,
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = measure => outcome,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    match outcome {
+        Ok((table, mut result)) => {
+            let machine = machine::describe();
+            let text = format!("{table}{}\n", machine::sentence(&machine));
+            if flags.json {
+                eprint!("{text}");
+                result["ok"] = json!(true);
+                result["machine"] = machine;
+                println!("{result}");
+            } else {
+                print!("{text}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            if flags.json {
+                println!("{}", json!({"ok": false, "error": format!("{error:#}")}));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
