@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod bodies;
-mod scratch;
+mod feed_listener;
+mod requests;
 mod sessions;
 mod support;
 mod walkthrough;

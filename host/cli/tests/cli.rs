@@ -93,3 +93,27 @@ fn a_simulated_engine_says_where_it_is_and_ends_when_told() {
     assert!(told.success());
     assert_eq!(engine.wait().expect("our child").code(), Some(0));
 }
+
+#[test]
+fn the_example_configuration_loads_and_says_the_defaults() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../envoy/standalone/wasm-epp.yaml");
+    let example = wasm_epp::config::load(&file).expect("the example is accepted");
+    assert!(example.warnings.is_empty(), "{:?}", example.warnings);
+    let folder = folder(GOOD);
+    let default = wasm_epp::config::load(folder.path().join("c.yaml")).expect("accepted");
+    assert_eq!(example.routing.scorers, default.routing.scorers);
+    let numbers = |config: &wasm_epp::config::Config| {
+        (
+            (config.admin, config.envoy.listen, config.envoy.admin, config.envoy.feed_mode),
+            (config.metrics.interval_ms, config.metrics.timeout_ms),
+            config.metrics.down_after_failures,
+            (
+                config.routing.max_state_age_ms,
+                config.routing.max_body_bytes,
+                config.routing.retries,
+            ),
+            config.pools[0].models[0].max_strides,
+        )
+    };
+    assert_eq!(numbers(&example), numbers(&default), "the example shows the defaults");
+}
