@@ -8,8 +8,8 @@ use testbed::{Answer, EngineOptions, Stand, StandOptions, wait_until};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    BOTH, COMPLETIONS, Protocol, assert_fell_back, cases, completion, fallbacks, line, picked,
-    prose, received, served,
+    BOTH, COMPLETIONS, assert_fell_back, cases, completion, fallbacks, line, picked, prose,
+    received, served,
 };
 use crate::wire::{self, Parts, chunk};
 

@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod bodies;
+mod daemon_loss;
+mod engine_loss;
 mod feed_listener;
+mod gateway_restart;
 mod requests;
 mod sessions;
+mod startup;
 mod support;
 mod walkthrough;
 mod wire;

@@ -56,7 +56,13 @@ pub(crate) fn completion(prompt: &str) -> Vec<u8> {
     json!({"model": "tiny", "prompt": prompt, "max_tokens": 1}).to_string().into_bytes()
 }
 
-/// Text of about `bytes` that shares its first stride with no other topic's.
+/// The same, but for what the engine refuses: it is routed as a completion of this prompt would be,
+/// and nobody holds more of the prompt afterwards.
+pub(crate) fn question(prompt: &str) -> Vec<u8> {
+    json!({"model": "tiny", "prompt": prompt, "max_tokens": 0}).to_string().into_bytes()
+}
+
+/// Text of `bytes` that shares its first stride with no other topic's.
 pub(crate) fn prose(topic: &str, bytes: usize) -> String {
     let sentence = |i: usize| format!("Note {i} on {topic}: every engine remembers what it read. ");
     let mut text = String::new();

@@ -9,7 +9,7 @@ use h2::RecvStream;
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use testbed::Answer;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Longer than any answer takes; a request that hangs fails its test.
@@ -72,7 +72,7 @@ pub(crate) fn chunk(data: &[u8]) -> Vec<u8> {
 }
 
 /// Reads until the server closes, or until the body is as long as announced.
-async fn h1_answer(mut stream: TcpStream) -> Result<Answer> {
+pub(crate) async fn h1_answer(mut stream: impl AsyncRead + Unpin) -> Result<Answer> {
     let mut bytes = Vec::new();
     loop {
         if let Some(answer) = parse(&bytes, false)? {

@@ -73,7 +73,7 @@ impl Picker {
             report.mishap(host, "pick_not_recorded");
         }
         report.picked(host, features.request.unmatched_reason.as_deref());
-        log_scores(host, &explanation(features, decision, &list));
+        log_scores(host, || explanation(features, decision, &list));
     }
 }
 

@@ -27,7 +27,8 @@ impl Report {
     pub fn fell_back(&mut self, host: &impl Host, reason: &str) {
         self.fell_back += 1;
         self.counters.add(host, "wasm_epp_requests_fallback_", reason, "_total");
-        log_scores(host, &json!({"model": null, "scores": null, "picked": null, "reason": reason}));
+        let fields = || json!({"model": null, "scores": null, "picked": null, "reason": reason});
+        log_scores(host, fields);
     }
 
     /// Something failed that did not change the request's fate.
@@ -36,8 +37,9 @@ impl Report {
     }
 }
 
-/// Writes the `Got pod scores` line, the proof of life that llm-d's users look for.
-pub(crate) fn log_scores(host: &impl Host, fields: &Value) {
+/// Writes the `Got pod scores` line, the proof of life that llm-d's users look for. Its fields are
+/// put together only if somebody wants it.
+pub(crate) fn log_scores(host: &impl Host, fields: impl FnOnce() -> Value) {
     if !host.wants_log(Level::Debug) {
         return;
     }
@@ -47,8 +49,8 @@ pub(crate) fn log_scores(host: &impl Host, fields: &Value) {
         .flatten()
         .map(|id| String::from_utf8_lossy(&id).into_owned());
     let mut line = json!({ "request_id": request_id });
-    if let (Some(line), Some(fields)) = (line.as_object_mut(), fields.as_object()) {
-        line.extend(fields.iter().map(|(key, value)| (key.clone(), value.clone())));
+    if let (Some(line), Value::Object(fields)) = (line.as_object_mut(), fields()) {
+        line.extend(fields);
     }
     host.log(Level::Debug, &format!("Got pod scores {line}"));
 }

@@ -49,30 +49,19 @@ pub(crate) async fn run(flags: &Flags) -> Result<(String, Value)> {
     let (mut latest, mut earliest, mut trips) = (Vec::new(), Vec::new(), Vec::new());
     for event in 0..flags.events {
         let (tokens, body) = prompts.next(flags.blocks);
-        for _ in 0..3 {
-            let sent = Instant::now();
-            let served_by = probe.post("/v1/completions", body.clone()).await?;
-            ensure!(served_by != holder, "event {event}: routed to the holder before it held");
-            trips.push(ms(sent.elapsed()));
-        }
+        let watching = tokio::spawn(watch(probe, body, holder.clone()));
+        // Probes are under way, and events meet every phase of what the daemon does by the clock.
+        tokio::time::sleep(Duration::from_micros(3_000 + prompts.random.below(20_000))).await;
         let published = publisher.store(&tokens, BLOCK).await?;
-        let mut missed = published;
-        loop {
-            let sent = Instant::now();
-            let served_by = probe.post("/v1/completions", body.clone()).await?;
-            if served_by == holder {
-                latest.push(ms(published.elapsed()));
-                earliest.push(ms(missed - published));
-                break;
-            }
-            missed = sent;
-            ensure!(published.elapsed() < PATIENCE, "event {event}: never routed by");
-        }
+        let seen = watching.await?.with_context(|| format!("event {event}"))?;
+        probe = seen.probe;
+        ensure!(seen.hit > published, "event {event}: routed to the holder before it held");
+        latest.push(ms(seen.hit - published));
+        earliest.push(ms(seen.last_miss.saturating_duration_since(published)));
+        trips.extend(seen.trips);
         if (event + 1) % 100 == 0 {
             eprintln!("{} events, p50 {:.2} ms so far", event + 1, median(&latest));
         }
-        // Events meet every phase of whatever the daemon does by the clock.
-        tokio::time::sleep(Duration::from_micros(2_000 + prompts.random.below(20_000))).await;
     }
     let quantiles = |values: &[f64]| [0.5, 0.9, 0.99, 1.0].map(|share| quantile(values, share));
     let row = |name: &str, values: &[f64]| {
@@ -103,6 +92,32 @@ pub(crate) async fn run(flags: &Flags) -> Result<(String, Value)> {
         "probe_ms": of(&trips),
     });
     Ok((table, result))
+}
+
+struct Seen {
+    probe: Connection,
+    /// When the last probe that went elsewhere was sent.
+    last_miss: Instant,
+    /// When the first probe that went to the holder was answered.
+    hit: Instant,
+    trips: Vec<f64>,
+}
+
+/// Probes without a pause until the holder answers.
+async fn watch(mut probe: Connection, body: Bytes, holder: String) -> Result<Seen> {
+    let started = Instant::now();
+    let (mut last_miss, mut trips) = (started, Vec::new());
+    loop {
+        let sent = Instant::now();
+        let served_by = probe.post("/v1/completions", body.clone()).await?;
+        let answered = Instant::now();
+        if served_by == holder {
+            return Ok(Seen { probe, last_miss, hit: answered, trips });
+        }
+        trips.push(ms(answered - sent));
+        last_miss = sent;
+        ensure!(started.elapsed() < PATIENCE, "its blocks never show in the gateway");
+    }
 }
 
 async fn start(

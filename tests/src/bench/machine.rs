@@ -5,13 +5,15 @@ use std::process::Command;
 use serde_json::{Value, json};
 use testbed::root;
 
-/// Processor, Envoy and modules; what cannot be told is null.
+/// Processor, Envoy, modules, and how busy others keep it; what cannot be told is null.
 pub(crate) fn describe() -> Value {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
     let cores = std::thread::available_parallelism().map(usize::from).ok();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().and_then(|minute| minute.parse::<f64>().ok());
     let module = |name: &str| {
         let path = root().join("target/wasm").join(format!("{name}.wasm"));
         std::fs::metadata(path).map(|data| data.len()).ok()
@@ -19,6 +21,7 @@ pub(crate) fn describe() -> Value {
     json!({
         "cpu": model,
         "cores": cores,
+        "load_average_before": load,
         "envoy": envoy_version(),
         "module_bytes": {
             "router": module("router"), "feeder": module("feeder"), "noop": module("noop"),
@@ -36,9 +39,10 @@ pub(crate) fn sentence(machine: &Value) -> String {
     let sizes = &machine["module_bytes"];
     let debug = if machine["is_optimized"] == true { "" } else { ", UNOPTIMIZED build" };
     format!(
-        "{}, {} cores, Envoy {}, router.wasm {} bytes, noop.wasm {} bytes{debug}",
+        "{}, {} cores, load average {} before, Envoy {}, router.wasm {} bytes, noop.wasm {} bytes{debug}",
         text(&machine["cpu"]),
         machine["cores"],
+        machine["load_average_before"],
         text(&machine["envoy"]),
         sizes["router"],
         sizes["noop"],

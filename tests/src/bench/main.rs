@@ -41,6 +41,8 @@ async fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
+    // Before the load of the measurement itself.
+    let machine = machine::describe();
     let measure = async {
         match &flags.bench {
             Bench::Cpu(cpu) => cpu::run(cpu).await,
@@ -53,7 +55,6 @@ async fn main() -> ExitCode {
     };
     match outcome {
         Ok((table, mut result)) => {
-            let machine = machine::describe();
             let text = format!("{table}{}\n", machine::sentence(&machine));
             if flags.json {
                 eprint!("{text}");
