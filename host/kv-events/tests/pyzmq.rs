@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_events::{
@@ -100,7 +101,7 @@ impl Source {
             silence: Duration::from_secs(1),
             max_backoff: Duration::from_millis(200),
         };
-        tokio::spawn(follow_with(config, timing, sender));
+        tokio::spawn(follow_with(config, timing, Arc::default(), sender));
         Self(updates)
     }
 
@@ -170,7 +171,7 @@ async fn the_batches_are_those_of_the_session() {
     publisher.tell("send 10").await;
     let (sender, mut updates) = mpsc::channel(16);
     let source = publisher.source();
-    tokio::spawn(follow_with(source, Timing::default(), sender));
+    tokio::spawn(follow_with(source, Timing::default(), Arc::default(), sender));
     let text = std::fs::read_to_string(session()).expect("a session");
     let mut recorded = text
         .lines()
@@ -325,7 +326,7 @@ async fn following_ends_with_its_receiver() {
         topic: String::new(),
     };
     let (sender, updates) = mpsc::channel(16);
-    let task = tokio::spawn(follow_with(config, Timing::default(), sender));
+    let task = tokio::spawn(follow_with(config, Timing::default(), Arc::default(), sender));
     drop(updates);
     tokio::time::timeout(Duration::from_secs(60), task).await.expect("it ends").expect("no panic");
 }
