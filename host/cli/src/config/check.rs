@@ -7,8 +7,8 @@ use super::address;
 use super::error::Refused;
 use super::raw::{Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting};
 use super::{
-    BUFFER_LIMIT_BYTES, Config, Endpoint, Envoy, FeedAddress, Gateway, Metrics, Model, Pool,
-    Routing, SCORER_TYPES, Scorer,
+    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Metrics, Model,
+    Pool, Routing, SCORER_TYPES, Scorer,
 };
 
 /// Envoy's own names of its log levels.
@@ -154,6 +154,7 @@ fn model(
         name,
         aliases: raw.aliases,
         folder: address::resolve(base, &filled(&format!("{key}.folder"), raw.folder)?),
+        token_id_prompts: raw.token_id_prompts,
         max_strides: within(&format!("{key}.maxStrides"), raw.max_strides, 1_024, 1_000_000_000)?,
     })
 }
@@ -176,6 +177,13 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
             return Err(Refused::new(format!("{key}.model"), name, expected));
         }
     };
+    let engine = match raw.engine.as_deref() {
+        None => EngineKind::Vllm,
+        Some(name) => match EngineKind::NAMES.iter().find(|(known, _)| *known == name) {
+            Some((_, kind)) => *kind,
+            None => return Err(Refused::new(format!("{key}.engine"), name, "vllm or sglang")),
+        },
+    };
     let zmq = |name: &str, text: Option<String>| {
         text.map(|text| address::zmq(&format!("{key}.{name}"), &text)).transpose()
     };
@@ -192,6 +200,7 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
         address: raw.address,
         socket,
         model,
+        engine,
         kv_events,
         replay,
         topic: raw.topic,

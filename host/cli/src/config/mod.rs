@@ -75,6 +75,23 @@ pub struct Model {
     pub folder: PathBuf,
     /// Bound of the gateway's index, in strides.
     pub max_strides: u64,
+    /// Whether prompts given as token ids are matched too, in a key space of their own.
+    pub token_id_prompts: bool,
+}
+
+/// Kinds of engines, which differ in what their events mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// vLLM: physical blocks, stored and removed one by one.
+    Vllm,
+    /// SGLang: a tree, in which a block is or is not.
+    Sglang,
+}
+
+impl EngineKind {
+    /// Names in the configuration.
+    pub const NAMES: [(&'static str, EngineKind); 2] =
+        [("vllm", EngineKind::Vllm), ("sglang", EngineKind::Sglang)];
 }
 
 /// One engine, or one data-parallel rank of it.
@@ -86,6 +103,8 @@ pub struct Endpoint {
     pub socket: SocketAddr,
     /// Name of one of the pool's models.
     pub model: String,
+    /// What kind of engine it is.
+    pub engine: EngineKind,
     /// ZMQ address of its KV events. Without it the endpoint has no prefix state.
     pub kv_events: Option<String>,
     /// ZMQ address of its replay socket.

@@ -45,6 +45,8 @@ pub(super) struct RawModel {
     pub(super) folder: String,
     #[serde(default = "default_max_strides")]
     pub(super) max_strides: i64,
+    #[serde(default)]
+    pub(super) token_id_prompts: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,6 +54,7 @@ pub(super) struct RawModel {
 pub(super) struct RawEndpoint {
     pub(super) address: String,
     pub(super) model: Option<String>,
+    pub(super) engine: Option<String>,
     pub(super) kv_events: Option<String>,
     pub(super) replay: Option<String>,
     #[serde(default)]

@@ -35,7 +35,7 @@ fn details(daemon: &Daemon) -> (bool, Value) {
     for (watcher, gateway) in daemon.gateways.iter().enumerate() {
         // Read before the index: what leaves it as pending is in flight by then.
         let pending = |in_flight: bool| {
-            let dirty = |scope: &Arc<Scope>| scope.live().index.dirty_count(watcher);
+            let dirty = |scope: &Arc<Scope>| scope.live().dirty_count(watcher);
             daemon.scopes.iter().map(dirty).sum::<usize>() + usize::from(in_flight)
         };
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,16 +1,17 @@
 //! One (pool, model) pair: its index, its endpoints, what gateways must know of it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use feed::{LoadRecord, MAX_SINGLETON_BYTES, ModelValue};
 use model::{ModelFolder, TokenTable};
-use prefix_index::{Index, IndexConfig};
+use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use routing::{Load, SourceState};
 use tokio::sync::Notify;
 
 use super::seed;
-use crate::config::{Config, Endpoint, Model};
+use crate::config::{Config, Endpoint, EngineKind, Model};
 
 /// Strides per bucket when the index is full: a bucket is one value of the feed and one get of a
 /// lookup, and its key and header cost about 100 bytes in the gateway.
@@ -22,6 +23,8 @@ const BYTES_PER_TOKEN: f32 = 4.0;
 pub(crate) struct Scope {
     /// Number in keys of the feed.
     pub(crate) number: u16,
+    /// Number of the buckets over token ids, where the model has them.
+    pub(crate) token_ids_number: Option<u16>,
     pub(crate) pool: String,
     pub(crate) model: Model,
     pub(crate) endpoints: Vec<Endpoint>,
@@ -31,11 +34,14 @@ pub(crate) struct Scope {
     bucket_count: u32,
     live: Mutex<Live>,
     wakers: Vec<Arc<Notify>>,
+    /// Zero of the times that parked blocks are aged by.
+    pub(crate) started: Instant,
 }
 
 /// What changes.
 pub(crate) struct Live {
-    pub(crate) index: Index,
+    /// The index over text, then the one over token ids if there is one; with their numbers.
+    pub(crate) indexes: Vec<(u16, Index)>,
     /// By slot, which is the position in [`Scope::endpoints`].
     pub(crate) engines: Vec<Engine>,
     /// Moves with every change of a load record.
@@ -51,6 +57,10 @@ pub(crate) struct Engine {
     pub(crate) source: SourceState,
     pub(crate) block_size_tokens: u32,
     pub(crate) counters: EngineCounters,
+    /// The process that the last scrape reached, by its start in seconds since the Unix epoch.
+    pub(crate) process_start: Option<f64>,
+    /// Resets of the source when that process was first seen.
+    pub(crate) resets_at_start: u64,
     /// Scrapes that failed since the last good one.
     pub(crate) failures: u32,
     /// Why the last scrape failed.
@@ -68,6 +78,7 @@ pub(crate) struct EngineCounters {
     pub(crate) undecodable: u64,
     pub(crate) unknown_events: u64,
     pub(crate) other_groups: u64,
+    pub(crate) fenced: u64,
     pub(crate) scrapes: u64,
     pub(crate) scrape_failures: u64,
 }
@@ -75,6 +86,7 @@ pub(crate) struct EngineCounters {
 /// Reads models and seeds.
 pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Vec<Arc<Scope>>> {
     let mut scopes = Vec::new();
+    let mut next_number = 0;
     for pool in &config.pools {
         let seed = seed::of_pool(&config.data_dir, &pool.name)?;
         for model in &pool.models {
@@ -92,18 +104,26 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 pool.endpoints.iter().filter(|e| e.model == model.name).cloned().collect();
             let buckets = (model.max_strides / STRIDES_PER_BUCKET).clamp(64, 1 << 24);
             let bucket_count = (buckets as u32).next_power_of_two();
-            let mut index = Index::new(IndexConfig {
-                model: model.name.clone(),
-                seed: seed.clone(),
-                bucket_count,
-                max_strides: model.max_strides as usize,
+            let number = next_number;
+            let token_ids_number = model.token_id_prompts.then_some(number + 1);
+            next_number += 1 + u16::from(model.token_id_prompts);
+            let text = std::iter::once((number, KeySpace::Text));
+            let indexes = text.chain(token_ids_number.map(|n| (n, KeySpace::TokenIds)));
+            let indexes = indexes.map(|(number, key_space)| {
+                let config = IndexConfig {
+                    model: model.name.clone(),
+                    seed: seed.clone(),
+                    bucket_count,
+                    max_strides: model.max_strides as usize,
+                    key_space,
+                };
+                (number, index_for(config, &endpoints))
             });
-            for _ in &endpoints {
-                index.add_endpoint();
-            }
+            let indexes = indexes.collect();
             let engines = vec![Engine::default(); endpoints.len()];
             scopes.push(Arc::new(Scope {
-                number: scopes.len() as u16,
+                number,
+                token_ids_number,
                 pool: pool.name.clone(),
                 model: model.clone(),
                 endpoints,
@@ -111,12 +131,40 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 seed: seed.clone(),
                 spec_json,
                 bucket_count,
-                live: Mutex::new(Live { index, engines, load_version: 1, overflow: 0 }),
+                live: Mutex::new(Live { indexes, engines, load_version: 1, overflow: 0 }),
                 wakers: wakers.to_vec(),
+                started: Instant::now(),
             }));
         }
     }
     Ok(scopes)
+}
+
+fn index_for(config: IndexConfig, endpoints: &[Endpoint]) -> Index {
+    let mut index = Index::new(config);
+    for endpoint in endpoints {
+        let slot = index.add_endpoint();
+        index.set_presence(
+            slot,
+            match endpoint.engine {
+                EngineKind::Vllm => Presence::Copies,
+                EngineKind::Sglang => Presence::Set,
+            },
+        );
+    }
+    index
+}
+
+impl Live {
+    /// The indexes without their numbers.
+    pub(crate) fn each(&mut self) -> impl Iterator<Item = &mut Index> {
+        self.indexes.iter_mut().map(|(_, index)| index)
+    }
+
+    /// Changed buckets of a gateway's watcher, which has the same number in every index.
+    pub(crate) fn dirty_count(&self, watcher: usize) -> usize {
+        self.indexes.iter().map(|(_, index)| index.dirty_count(watcher)).sum()
+    }
 }
 
 impl Scope {

@@ -19,6 +19,7 @@ const QUEUE: usize = 1024;
 
 /// Starts the tasks of all endpoints of a scope.
 pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<()>) {
+    tasks.spawn(expire(Arc::clone(scope)));
     for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
         if let Some(events) = &endpoint.kv_events {
             let config = SourceConfig {
@@ -46,6 +47,9 @@ async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
     loop {
         ticks.tick().await;
         let scraped = scraper.scrape(&url).await;
+        if let Ok(load) = &scraped {
+            fence(&scope, slot, load);
+        }
         scope.update(slot, |engine| {
             engine.counters.scrapes += 1;
             match scraped {
@@ -59,6 +63,57 @@ async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
                 }
             }
         });
+    }
+}
+
+/// Blocks an endpoint may have per block of its GPU cache: copies elsewhere outlive those on the GPU.
+const BLOCKS_PER_GPU_BLOCK: u64 = 4;
+/// Two readings of one process's start may differ by rounding.
+const SAME_START_SECONDS: f64 = 1.0;
+
+/// Takes what a page says of the process: its cache bounds what we keep of it, and another start is
+/// another process, whose predecessor's blocks are void even if no event has said so yet.
+fn fence(scope: &Scope, slot: u16, load: &EngineLoad) {
+    let mut live = scope.live();
+    if let Some(blocks) = load.num_gpu_blocks {
+        let max_blocks = blocks.saturating_mul(BLOCKS_PER_GPU_BLOCK) as usize;
+        live.each().for_each(|index| index.set_max_blocks(slot, max_blocks));
+    }
+    let Some(start) = load.process_start_seconds else { return };
+    let engine = &mut live.engines[usize::from(slot)];
+    let resets = engine.counters.resets;
+    match engine.process_start {
+        Some(known) if (known - start).abs() <= SAME_START_SECONDS => {
+            engine.resets_at_start = resets;
+        }
+        known => {
+            engine.process_start = Some(start);
+            // The source may have noticed the restart before the page showed it.
+            let is_noticed = resets > engine.resets_at_start;
+            engine.resets_at_start = resets;
+            if known.is_some() && !is_noticed {
+                engine.counters.fenced += 1;
+                live.each().for_each(|index| index.clear(slot, None));
+                drop(live);
+                scope.changed();
+                let address = &scope.endpoints[usize::from(slot)].address;
+                tracing::warn!(endpoint = address, "the engine is another process");
+            }
+        }
+    }
+}
+
+/// A parked block whose parent has not come by then will not come.
+const PARKED_MS: u64 = 60_000;
+
+/// Gives up blocks that waited too long for their parents.
+async fn expire(scope: Arc<Scope>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        let now_ms = scope.started.elapsed().as_millis() as u64;
+        let before_ms = now_ms.saturating_sub(PARKED_MS);
+        scope.live().each().for_each(|index| index.expire_parked(before_ms));
     }
 }
 
