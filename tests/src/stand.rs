@@ -26,6 +26,8 @@ pub struct StandOptions {
     pub workers: u32,
     /// Served model.
     pub model: String,
+    /// Whether prompts of token ids are matched too.
+    pub token_id_prompts: bool,
     /// YAML appended to the pool's configuration file at top level.
     pub more_config: String,
 }
@@ -37,6 +39,7 @@ impl Default for StandOptions {
             others: Vec::new(),
             workers: 1,
             model: "tiny".into(),
+            token_id_prompts: false,
             more_config: String::new(),
         }
     }
@@ -162,9 +165,10 @@ impl Stand {
     fn config(&self) -> String {
         let model = &self.options.model;
         let mut text = format!(
-            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}}}\n  endpoints:\n",
+            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}}}\n  endpoints:\n",
             self.daemon_admin,
             root().join("tests/golden/tiny-model").display(),
+            self.options.token_id_prompts,
         );
         for engine in &self.engines {
             let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);
