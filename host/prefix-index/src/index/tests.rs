@@ -216,3 +216,47 @@ fn token_ids_are_a_key_space_of_their_own() {
     assert_eq!(tokens, [16, 32]);
     assert_eq!(index.stats().unknown_tokens, 0, "ids need no bytes");
 }
+
+#[test]
+fn ten_thousand_chats_behind_one_system_prompt_fit_their_buckets() {
+    let (chats, system, turn) = (10_000u32, 40usize, 20usize);
+    let buckets = (chats * turn as u32 / 16).next_power_of_two();
+    let mut index =
+        Index::new(IndexConfig { bucket_count: buckets, max_strides: 1 << 20, ..config() });
+    index.add_endpoint();
+    let words: Vec<[u8; 4]> = (0..65_536u32).map(u32::to_le_bytes).collect();
+    let of = |id: u32| words.get(id as usize).map(|word| &word[..]);
+    let hashes = |chat: u32| -> Vec<EngineHash> {
+        let hash = |block: usize| match block < system {
+            true => EngineHash(block as u64 + 1),
+            false => EngineHash((u64::from(chat) + 1) << 32 | block as u64),
+        };
+        (0..system + turn).map(hash).collect()
+    };
+    let tokens = |chat: u32| -> Vec<u32> {
+        let token = |at: usize| match at < system * 16 {
+            true => at as u32,
+            false => (chat.wrapping_mul(2_654_435_761).wrapping_add(at as u32 * 97)) % 65_536,
+        };
+        (0..(system + turn) * 16).map(token).collect()
+    };
+    for chat in 0..chats {
+        index.begin_batch(0);
+        index.store(0, &blocks(&hashes(chat), &tokens(chat), 16), 0, of);
+    }
+    for bucket in 0..buckets {
+        let (value, dropped) = index.encode_bucket(bucket, 1);
+        assert!(dropped == 0 && value.len() < 2048, "bucket {bucket} has {} bytes", value.len());
+    }
+    for chat in [0, 1, 5_000, chats - 1] {
+        let text: Vec<u8> = tokens(chat).iter().flat_map(|id| words[*id as usize]).collect();
+        let keys = KeyChain::keys_of(index.root_key(None, None), &seed(), &text);
+        let mut gets = 0;
+        let found = prefix::match_prefix(&keys, 64, |key| {
+            gets += 1;
+            index.stride(key)
+        });
+        assert_eq!(found[0].1.gpu.0 as usize, system + turn);
+        assert!(gets <= 20, "{gets} gets");
+    }
+}
