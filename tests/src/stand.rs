@@ -282,7 +282,9 @@ impl Stand {
             let is_applied = self.event_batches().await.ok()?.get(address).copied()? > seen;
             let details = self.readyz().await.ok()?;
             let mut gateways = details["gateways"].as_array()?.iter();
-            (is_applied && gateways.all(|gateway| gateway["pending"] == 0)).then_some(())
+            let is_checked = details["unchecked_blocks"] == 0;
+            let is_pushed = gateways.all(|gateway| gateway["pending"] == 0);
+            (is_applied && is_checked && is_pushed).then_some(())
         })
         .await
     }

@@ -78,9 +78,10 @@ impl TextMode {
         out
     }
 
-    /// True when some added token occurs in `text`, which ids of other tokens spell.
-    pub fn has_added_token(&self, text: &str) -> bool {
-        self.raw.find(text, 0).is_some() || self.normalized.find(text, 0).is_some()
+    /// Where the first added token stands in `text`.
+    pub fn find_added_token(&self, text: &str) -> Option<std::ops::Range<usize>> {
+        let first = |finder: &TokenFinder| finder.find(text, 0).map(|(from, to, _)| from..to);
+        [first(&self.raw), first(&self.normalized)].into_iter().flatten().min_by_key(|at| at.start)
     }
 
     /// True when nothing of the text can change.

@@ -10,10 +10,7 @@ use crate::table::{Slots, TokenTable};
 use crate::{ModelError, Special};
 
 /// `base64(token) SP rank` a line; `special` comes from wherever the model keeps it.
-pub(crate) fn tiktoken(
-    path: &Path,
-    special: &[(u32, Special)],
-) -> Result<TokenTable, ModelError> {
+pub(crate) fn tiktoken(path: &Path, special: &[(u32, Special)]) -> Result<TokenTable, ModelError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ModelError::Read { file: path.to_owned(), source })?;
     let file = JsonFile { path: path.to_owned(), root: Value::Null };

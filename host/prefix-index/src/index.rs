@@ -149,6 +149,8 @@ pub struct IndexStats {
     pub unknown_tokens: u64,
     /// Events whose token count does not fit their blocks.
     pub malformed: u64,
+    /// Distinct blocks found not to be what their text would be tokenized to.
+    pub non_canonical: u64,
     /// Strides not listed for the size limit.
     pub dropped_strides: u64,
     /// Blocks not taken because their endpoint has its share already.
@@ -440,6 +442,23 @@ impl Index {
         }
     }
 
+    /// Says that the block's tokens are not those its text would be tokenized to: an engine will not
+    /// find it, nor what follows it, for a prompt of that text. It is no longer listed.
+    pub fn mark_non_canonical(&mut self, slot: u16, hash: EngineHash) {
+        let Some(id) = self.find(slot, hash) else { return };
+        let Some(node) = self.nodes.get_mut(id).filter(|node| !node.is_foreign) else { return };
+        node.is_foreign = true;
+        self.stats.non_canonical += 1;
+        let slots: SmallVec<[u16; 4]> = node.held.iter().map(|held| held.slot).collect();
+        slots.into_iter().for_each(|slot| self.refresh(slot, id));
+    }
+
+    /// The block before a block, as the endpoint names it; `None` at a chain's start.
+    pub fn parent_of(&self, slot: u16, hash: EngineHash) -> Option<EngineHash> {
+        let node = self.nodes.get(self.find(slot, hash)?)?;
+        Some(self.nodes.get(node.parent)?.held_by(slot)?.hash)
+    }
+
     /// Gives up what was parked before `before_ms`.
     pub fn expire_parked(&mut self, before_ms: u64) {
         for endpoint in &mut self.endpoints {
@@ -717,10 +736,12 @@ impl Index {
                 Some(parent) => parent.reach(slot),
                 None => Reach::No,
             };
+            let is_foreign = node.is_foreign;
             let Some(held) = self.nodes.get_mut(id).and_then(|node| node.held_by_mut(slot)) else {
                 continue;
             };
             let reach = match parent {
+                _ if is_foreign => Reach::No,
                 Reach::Gpu if held.gpu > 0 => Reach::Gpu,
                 Reach::Gpu | Reach::Any if held.gpu > 0 || held.offloaded > 0 => Reach::Any,
                 _ => Reach::No,

@@ -62,6 +62,8 @@ pub(crate) struct Node {
     tail_len: u8,
     /// False where the text is not known (media, embeddings, an id without bytes), and below.
     is_text: bool,
+    /// Its tokens are not those its text would be tokenized to, so a prompt of that text misses it.
+    pub(crate) is_foreign: bool,
     /// Waits in the list of lost nodes.
     pub(crate) is_retained: bool,
 }
@@ -120,6 +122,7 @@ impl Arena {
             tail: self.tails.insert(tail),
             tail_len: tail.len() as u8,
             is_text: new.chain.is_some(),
+            is_foreign: false,
             is_retained: false,
         };
         match self.free.pop() {

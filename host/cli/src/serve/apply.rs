@@ -5,6 +5,7 @@ use prefix_index::{EngineHash, StoredBlocks, Tier, Window};
 use routing::SourceState;
 
 use super::scope::{Live, Scope};
+use crate::config::EngineKind;
 
 /// Applies one update of a source.
 pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
@@ -12,6 +13,7 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
         SourceUpdate::Batch { batch, .. } => {
             let mut live = scope.live();
             counters(&mut live, slot).batches += 1;
+            live.engines[usize::from(slot)].last_batch = Some(std::time::Instant::now());
             live.each().for_each(|index| index.begin_batch(slot));
             for event in &batch.events {
                 apply_event(scope, &mut live, slot, event);
@@ -162,6 +164,16 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
         salt: stored.salt(),
         beyond_text: &beyond_text,
     };
+    // vLLM announces blocks that fill while it generates one by one; SGLang does not say.
+    let is_generated = match scope.endpoints[usize::from(slot)].engine {
+        EngineKind::Vllm => hashes.len() == 1 && blocks.parent.is_some(),
+        EngineKind::Sglang => true,
+    };
+    let size = stored.block_size.max(1) as usize;
+    if let Some(asker) = &mut live.asker {
+        let tokens: Vec<&[u32]> = stored.token_ids.chunks_exact(size).collect();
+        asker.stored(slot, blocks.parent, &hashes, &tokens, is_generated);
+    }
     let now_ms = scope.started.elapsed().as_millis() as u64;
     for index in live.each() {
         index.store(slot, &blocks, now_ms, |id| scope.tokens.bytes(id));

@@ -5,6 +5,7 @@
 
 mod admin;
 mod apply;
+mod canonicality;
 mod gateway;
 mod page;
 mod scope;
@@ -60,6 +61,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         );
         gateways.push(GatewayHandle { name: gateway.name.clone(), status: pusher.status() });
         pushers.spawn(pusher.run());
+    }
+    for scope in &scopes {
+        scope.start_checks();
     }
     let daemon = Arc::new(Daemon { scopes, gateways });
     let mut tasks = JoinSet::new();

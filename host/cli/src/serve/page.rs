@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use feed_push::GatewayStatus;
 use prefix_index::IndexStats;
@@ -63,6 +64,18 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
             labels.push(("keys", keys.to_owned()));
             of_index(&mut page, &labels, &index.stats());
         }
+        let checks = &scope.checks;
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let waiting = of(&checks.waiting) as i64;
+        let help = "Generated blocks waiting for their check.";
+        page.gauge("wasm_epp_generated_blocks_waiting", help, &of_scope, waiting);
+        for (name, help, value) in [
+            ("wasm_epp_generated_blocks_checked", "Generated blocks judged.", &checks.checked),
+            ("wasm_epp_generated_blocks_unknown", "Judged as neither.", &checks.unknown),
+            ("wasm_epp_generated_blocks_skipped", "Not judged.", &checks.skipped),
+        ] {
+            page.counter(name, help, &of_scope, of(value));
+        }
         let help = "Strides that did not fit their bucket when it was pushed.";
         page.counter("wasm_epp_index_bucket_overflows", help, &of_scope, live.overflow);
         for (endpoint, engine) in scope.endpoints.iter().zip(&live.engines) {
@@ -102,6 +115,11 @@ fn of_index(page: &mut Page, labels: &Labels, stats: &IndexStats) {
             "wasm_epp_index_unknown_announcements",
             "Blocks announced by a hash that is not known.",
             stats.unknown_announcements,
+        ),
+        (
+            "wasm_epp_index_non_canonical_blocks",
+            "Blocks that are not what their text would be tokenized to.",
+            stats.non_canonical,
         ),
         ("wasm_epp_index_unknown_tokens", "Token ids without bytes.", stats.unknown_tokens),
         (

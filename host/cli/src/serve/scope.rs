@@ -1,15 +1,17 @@
 //! One (pool, model) pair: its index, its endpoints, what gateways must know of it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use canonical::Checker;
 use feed::{LoadRecord, MAX_SINGLETON_BYTES, ModelValue};
 use model::{ModelFolder, TokenTable};
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use routing::{Load, SourceState};
 use tokio::sync::Notify;
 
+use super::canonicality::{self, Asker, Checks};
 use super::seed;
 use crate::config::{Config, Endpoint, EngineKind, Model};
 
@@ -35,9 +37,14 @@ pub(crate) struct Scope {
     bucket_count: u32,
     live: Mutex<Live>,
     wakers: Vec<Arc<Notify>>,
+    pub(crate) checks: Arc<Checks>,
+    start_checks: Mutex<Option<StartChecks>>,
     /// Zero of the times that parked blocks are aged by.
     pub(crate) started: Instant,
 }
+
+/// Starts the checker's thread, once the scope is where it stays.
+type StartChecks = Box<dyn FnOnce(Weak<Scope>) + Send>;
 
 /// What changes.
 pub(crate) struct Live {
@@ -47,6 +54,8 @@ pub(crate) struct Live {
     pub(crate) engines: Vec<Engine>,
     /// Moves with every change of a load record.
     pub(crate) load_version: u64,
+    /// Asks whether generated blocks are canonical; `None` where the tokenizer has no checker.
+    pub(crate) asker: Option<Asker>,
     /// Strides that did not fit their bucket, by push.
     pub(crate) overflow: u64,
 }
@@ -56,7 +65,12 @@ pub(crate) struct Live {
 pub(crate) struct Engine {
     pub(crate) load: Load,
     pub(crate) source: SourceState,
+    /// Tokens per block by its events, else by its metrics; 0 while unknown.
     pub(crate) block_size_tokens: u32,
+    /// Tokens per block by its metrics alone.
+    pub(crate) metrics_block_size_tokens: Option<u32>,
+    /// When the last batch of events was applied.
+    pub(crate) last_batch: Option<Instant>,
     pub(crate) counters: EngineCounters,
     /// The process that the last scrape reached, by its start in seconds since the Unix epoch.
     pub(crate) process_start: Option<f64>,
@@ -121,6 +135,17 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 (number, index_for(config, &endpoints))
             });
             let indexes = indexes.collect();
+            let (asker, checks, start_checks) = match Checker::load(&model.folder) {
+                Ok(checker) => {
+                    let (asker, checks, start) = canonicality::start(checker);
+                    (Some(asker), checks, Some(Box::new(start) as StartChecks))
+                }
+                Err(error) => {
+                    // Only generated text is affected, and by what was generated at most.
+                    tracing::warn!(model = model.name, error = %anyhow::Error::new(error), "generated blocks are not checked");
+                    (None, Arc::default(), None)
+                }
+            };
             let engines = vec![Engine::default(); endpoints.len()];
             scopes.push(Arc::new(Scope {
                 number,
@@ -132,7 +157,9 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 seed: seed.clone(),
                 spec_json,
                 bucket_count,
-                live: Mutex::new(Live { indexes, engines, load_version: 1, overflow: 0 }),
+                live: Mutex::new(Live { indexes, engines, load_version: 1, asker, overflow: 0 }),
+                checks,
+                start_checks: Mutex::new(start_checks),
                 wakers: wakers.to_vec(),
                 started: Instant::now(),
             }));
@@ -169,6 +196,14 @@ impl Live {
 }
 
 impl Scope {
+    /// Starts the checker of generated blocks.
+    pub(crate) fn start_checks(self: &Arc<Self>) {
+        let start = self.start_checks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(start) = start {
+            start(Arc::downgrade(self));
+        }
+    }
+
     /// What changes, locked. Never held across an await.
     pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)

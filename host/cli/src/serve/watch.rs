@@ -126,6 +126,7 @@ fn answered(engine: &mut Engine, load: &EngineLoad) {
         running: load.running,
         kv_usage_ratio: load.kv_usage_ratio.map(|ratio| ratio as f32),
     };
+    engine.metrics_block_size_tokens = load.block_size_tokens;
     if engine.block_size_tokens == 0 {
         engine.block_size_tokens = load.block_size_tokens.unwrap_or(0);
     }

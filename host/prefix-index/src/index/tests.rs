@@ -260,3 +260,27 @@ fn ten_thousand_chats_behind_one_system_prompt_fit_their_buckets() {
         assert!(gets <= 20, "{gets} gets");
     }
 }
+
+#[test]
+fn a_non_canonical_block_and_what_follows_it_is_unlisted_for_every_holder() {
+    let mut index = index(2);
+    let text = VOCABULARY[5].repeat(6);
+    for slot in [0, 1] {
+        store(&mut index, slot, None, 1, &[5, 5]);
+        store(&mut index, slot, Some(1), 2, &[5, 5]);
+        store(&mut index, slot, Some(2), 3, &[5, 5]);
+    }
+    let watcher = index.watch();
+    while index.next_dirty(watcher).is_some() {}
+    index.mark_non_canonical(0, EngineHash(2));
+    assert_eq!((depth(&index, 0, &text), depth(&index, 1, &text)), (1, 1));
+    assert!(index.dirty_count(watcher) > 0);
+    store(&mut index, 0, Some(3), 4, &[5, 5]);
+    assert_eq!(
+        depth(&index, 0, &VOCABULARY[5].repeat(8)),
+        1,
+        "what comes later is not listed either"
+    );
+    assert_eq!(index.parent_of(0, EngineHash(2)), Some(EngineHash(1)));
+    assert_eq!((index.parent_of(0, EngineHash(1)), index.stats().non_canonical), (None, 1));
+}
