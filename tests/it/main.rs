@@ -3,6 +3,7 @@
 
 mod bodies;
 mod daemon_loss;
+mod doctor;
 mod engine_loss;
 mod feed_listener;
 mod gateway_restart;
