@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod bodies;
+mod connecting;
 mod daemon_loss;
 mod doctor;
 mod engine_loss;

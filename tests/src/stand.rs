@@ -28,6 +28,8 @@ pub struct StandOptions {
     pub model: String,
     /// Whether prompts of token ids are matched too.
     pub token_id_prompts: bool,
+    /// Engines connect to the daemon: their event addresses are not in its configuration.
+    pub engines_connect: bool,
     /// YAML appended to the pool's configuration file at top level.
     pub more_config: String,
 }
@@ -40,6 +42,7 @@ impl Default for StandOptions {
             workers: 1,
             model: "tiny".into(),
             token_id_prompts: false,
+            engines_connect: false,
             more_config: String::new(),
         }
     }
@@ -172,10 +175,12 @@ impl Stand {
         );
         for engine in &self.engines {
             let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);
-            if let Some(events) = &engine.kv_events {
+            if let Some(events) =
+                engine.kv_events.as_ref().filter(|_| !self.options.engines_connect)
+            {
                 let _ = write!(text, ", kvEvents: \"{events}\"");
             }
-            if let Some(replay) = &engine.replay {
+            if let Some(replay) = engine.replay.as_ref().filter(|_| !self.options.engines_connect) {
                 let _ = write!(text, ", replay: \"{replay}\"");
             }
             text.push_str("}\n");

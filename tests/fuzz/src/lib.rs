@@ -8,8 +8,11 @@ pub mod prompts;
 pub mod smoke;
 pub mod tokenizer;
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("events", events::decode),
     ("framing", events::framing),
     ("trtllm", events::trtllm),

@@ -27,6 +27,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the daemon answers `/healthz`, `/readyz` and `/metrics`. Port 0 takes a free one.
     pub admin: SocketAddr,
+    /// Where engines that connect by themselves publish; topics `kv@POD@MODEL`.
+    pub kv_events_listen: Option<String>,
     /// The gateways the daemon pushes to; at least one.
     pub gateways: Vec<Gateway>,
     /// The pools; at least one, names unique. Requests without another route go to the first.
@@ -86,12 +88,17 @@ pub enum EngineKind {
     Vllm,
     /// SGLang: a tree, in which a block is or is not.
     Sglang,
+    /// TensorRT-LLM: a tree; its events are fetched over HTTP.
+    Trtllm,
 }
 
 impl EngineKind {
     /// Names in the configuration.
-    pub const NAMES: [(&'static str, EngineKind); 2] =
-        [("vllm", EngineKind::Vllm), ("sglang", EngineKind::Sglang)];
+    pub const NAMES: [(&'static str, EngineKind); 3] = [
+        ("vllm", EngineKind::Vllm),
+        ("sglang", EngineKind::Sglang),
+        ("tensorrt-llm", EngineKind::Trtllm),
+    ];
 }
 
 /// One engine, or one data-parallel rank of it.
@@ -105,7 +112,7 @@ pub struct Endpoint {
     pub model: String,
     /// What kind of engine it is.
     pub engine: EngineKind,
-    /// ZMQ address of its KV events. Without it the endpoint has no prefix state.
+    /// ZMQ address of its KV events; for TensorRT-LLM the URL of its event list. Without it the endpoint has no prefix state.
     pub kv_events: Option<String>,
     /// ZMQ address of its replay socket.
     pub replay: Option<String>,

@@ -13,6 +13,7 @@ pub(super) struct Raw {
     pub(super) data_dir: String,
     #[serde(default = "default_admin")]
     pub(super) admin: String,
+    pub(super) kv_events_listen: Option<String>,
     pub(super) gateways: Option<Vec<RawGateway>>,
     pub(super) pools: Vec<RawPool>,
     pub(super) metrics: Option<RawMetrics>,

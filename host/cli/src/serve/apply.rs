@@ -167,7 +167,7 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
     // vLLM announces blocks that fill while it generates one by one; SGLang does not say.
     let is_generated = match scope.endpoints[usize::from(slot)].engine {
         EngineKind::Vllm => hashes.len() == 1 && blocks.parent.is_some(),
-        EngineKind::Sglang => true,
+        EngineKind::Sglang | EngineKind::Trtllm => true,
     };
     let size = stored.block_size.max(1) as usize;
     if let Some(asker) = &mut live.asker {

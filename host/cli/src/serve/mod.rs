@@ -70,6 +70,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for scope in &daemon.scopes {
         watch::start(scope, &config.metrics, &mut tasks);
     }
+    if let Some(endpoint) = &config.kv_events_listen {
+        watch::listen(&daemon.scopes, endpoint, &mut tasks).await?;
+    }
     let listener = tokio::net::TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("admin: bind {}", config.admin))?;

@@ -176,7 +176,7 @@ fn index_for(config: IndexConfig, endpoints: &[Endpoint]) -> Index {
             slot,
             match endpoint.engine {
                 EngineKind::Vllm => Presence::Copies,
-                EngineKind::Sglang => Presence::Set,
+                EngineKind::Sglang | EngineKind::Trtllm => Presence::Set,
             },
         );
     }

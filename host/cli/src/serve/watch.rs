@@ -1,9 +1,12 @@
 //! The tasks that follow one engine: its events and its metrics.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_events::{SourceConfig, follow};
+use anyhow::Context;
+use kv_events::trtllm::{self, TrtllmConfig};
+use kv_events::{EventListener, ListenConfig, SourceConfig, Timing, Topic, follow};
 use pod_metrics::{EngineLoad, Scraper};
 use routing::Load;
 use tokio::sync::mpsc;
@@ -12,7 +15,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::apply;
 use super::scope::{Engine, Scope};
-use crate::config::Metrics;
+use crate::config::{EngineKind, Metrics};
 
 /// Batches that may wait between socket and index; beyond it the engine's own queue fills.
 const QUEUE: usize = 1024;
@@ -22,13 +25,21 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
     tasks.spawn(expire(Arc::clone(scope)));
     for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
         if let Some(events) = &endpoint.kv_events {
-            let config = SourceConfig {
-                endpoint: events.clone(),
-                replay: endpoint.replay.clone(),
-                topic: endpoint.topic.clone(),
-            };
             let (sender, mut updates) = mpsc::channel(QUEUE);
-            tasks.spawn(follow(config, sender));
+            match endpoint.engine {
+                EngineKind::Trtllm => {
+                    let config = TrtllmConfig::new(events.clone());
+                    tasks.spawn(trtllm::follow(config, Arc::default(), sender));
+                }
+                EngineKind::Vllm | EngineKind::Sglang => {
+                    let config = SourceConfig {
+                        endpoint: events.clone(),
+                        replay: endpoint.replay.clone(),
+                        topic: endpoint.topic.clone(),
+                    };
+                    tasks.spawn(follow(config, sender));
+                }
+            }
             let scope = Arc::clone(scope);
             tasks.spawn(async move {
                 while let Some(update) = updates.recv().await {
@@ -38,6 +49,60 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
         }
         tasks.spawn(scrape(Arc::clone(scope), slot, endpoint.metrics.clone(), metrics.clone()));
     }
+}
+
+/// Listens for engines that connect. Their topic names the endpoint: by its address, or by the IP
+/// alone where the model has one endpoint there.
+pub(crate) async fn listen(
+    scopes: &[Arc<Scope>],
+    endpoint: &str,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let listener = EventListener::bind(ListenConfig::new(endpoint))
+        .await
+        .with_context(|| format!("kvEventsListen: bind {endpoint}"))?;
+    tracing::info!(endpoint = listener.endpoint(), "listening for KV events");
+    let (sender, mut updates) = mpsc::channel(QUEUE);
+    let known = scopes.to_vec();
+    let replay = move |topic: &Topic| {
+        let (scope, slot) = endpoint_of(&known, topic)?;
+        scope.endpoints[usize::from(slot)].replay.clone()
+    };
+    tasks.spawn(listener.run(Timing::default(), Arc::default(), Arc::new(replay), sender));
+    let scopes = scopes.to_vec();
+    tasks.spawn(async move {
+        let mut strangers = HashSet::new();
+        while let Some(heard) = updates.recv().await {
+            match endpoint_of(&scopes, &heard.topic) {
+                Some((scope, slot)) => apply::apply(scope, slot, heard.update),
+                None if strangers.len() < MAX_STRANGERS => {
+                    if strangers.insert(heard.topic.clone()) {
+                        tracing::warn!(topic = %heard.topic, "KV events of no configured endpoint");
+                    }
+                }
+                None => {}
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Topics that are reported as unknown, once each.
+const MAX_STRANGERS: usize = 1024;
+
+fn endpoint_of<'s>(scopes: &'s [Arc<Scope>], topic: &Topic) -> Option<(&'s Arc<Scope>, u16)> {
+    scopes
+        .iter()
+        .filter(|scope| {
+            scope.model.name == topic.model || scope.model.aliases.contains(&topic.model)
+        })
+        .find_map(|scope| {
+            let slots = || (0u16..).zip(&scope.endpoints);
+            let by_address = slots().find(|(_, endpoint)| endpoint.address == topic.pod);
+            let mut by_ip = slots().filter(|(_, e)| e.socket.ip().to_string() == topic.pod);
+            let only = by_ip.next().filter(|_| by_ip.next().is_none());
+            by_address.or(only).map(|(slot, _)| (scope, slot))
+        })
 }
 
 async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
