@@ -66,8 +66,7 @@ async fn run(
             Ok(connection) => {
                 let mut live = Subscription { connection, config, counters };
                 let replay = config.replay.as_deref();
-                let (end, heard) =
-                    session(&mut live, replay, timing, &mut cursor, updates).await?;
+                let (end, heard) = session(&mut live, replay, timing, &mut cursor, updates).await?;
                 tracing::debug!(endpoint = config.endpoint, ?end, "subscription ended");
                 // A peer that only ever shakes hands is asked less and less often.
                 if heard {

@@ -5,7 +5,7 @@
 //!   or SGLang wrote it.
 //! - [`Cursor`] is the state machine of one publisher: sequence numbers, gaps, replay, restarts.
 //!   It does no I/O and reads no clock.
-//! - [`follow`] joins the two to the sockets of one publisher that listens, [`listen`] to any
+//! - [`follow()`] joins the two to the sockets of one publisher that listens, [`listen()`] to any
 //!   number of publishers that connect. Only [`zmtp`] knows ZMQ.
 //! - [`trtllm`] polls the event list of TensorRT-LLM, and gives the same updates.
 
@@ -19,6 +19,7 @@ mod replay;
 mod session;
 mod source;
 mod topic;
+pub mod trtllm;
 pub mod zmtp;
 
 pub use cursor::{Action, Cursor, Message, ResetReason, SourceState};

@@ -68,7 +68,7 @@ pub struct EventListener {
 }
 
 /// Messages of a source that wait for the one before.
-const READ_AHEAD: usize = 64;
+const READ_AHEAD: usize = 8;
 /// Pause after the system refused a connection, for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -243,8 +243,7 @@ impl Hub {
             }
             _ => source.holder = Holder::Connection(id),
         }
-        drop(table);
-        // Should a newer connection overtake this one here, the source knows by the number.
+        // With the table held, so that the source learns of its holders in order.
         events.send(Event::Connected(id, leave.clone())).await.ok()?;
         Some(events)
     }
@@ -277,19 +276,11 @@ impl Hub {
         let mut table = self.table.lock().await;
         table.departures += 1;
         let since = table.departures;
-        let held = table
-            .sources
-            .values_mut()
-            .filter(|source| matches!(source.holder, Holder::Connection(holder) if holder == id));
-        let events: Vec<_> = held
-            .map(|source| {
+        for source in table.sources.values_mut() {
+            if matches!(source.holder, Holder::Connection(holder) if holder == id) {
                 source.holder = Holder::None(since);
-                source.events.clone()
-            })
-            .collect();
-        drop(table);
-        for events in events {
-            let _ = events.send(Event::Disconnected(id)).await;
+                let _ = source.events.send(Event::Disconnected(id)).await;
+            }
         }
     }
 }

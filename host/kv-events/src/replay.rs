@@ -1,8 +1,10 @@
 //! One replay request and its answers.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::cursor::Message;
 use crate::message::{END_OF_REPLAY, batch};
@@ -64,8 +66,7 @@ async fn ask(
     timing: Timing,
     events: &mpsc::Sender<ReplayEvent>,
 ) -> Result<ReplayEvent, ZmtpError> {
-    let mut socket =
-        Connection::connect(endpoint, Role::Dealer, timing.connect, timing.silence).await?;
+    let mut socket = connect(endpoint, timing).await?;
     // The delimiter makes a DEALER look like the REQ that the ROUTER was written for.
     socket.send(&[b"", &from.to_be_bytes()]);
     while let Ok(frames) = timeout(timing.replay_silence, socket.recv()).await {
@@ -80,4 +81,19 @@ async fn ask(
         }
     }
     Ok(ReplayEvent::Failed)
+}
+
+/// Pause before a refused connection is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// An engine that starts binds its replay socket after the other one, so that a refusal is not
+/// the last word.
+async fn connect(endpoint: &str, timing: Timing) -> Result<Connection, ZmtpError> {
+    let until = Instant::now() + timing.connect;
+    loop {
+        match Connection::connect(endpoint, Role::Dealer, timing.connect, timing.silence).await {
+            Err(ZmtpError::Io(_)) if Instant::now() + RETRY < until => sleep(RETRY).await,
+            result => return result,
+        }
+    }
 }

@@ -37,7 +37,7 @@ pub enum SourceUpdate {
     },
 }
 
-/// Timeouts of [`follow_with`](crate::follow_with) and [`listen`](crate::listen).
+/// Timeouts of [`follow_with`](crate::follow_with) and [`listen`](crate::listen()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// For a connection to be made, handshake included.

@@ -10,7 +10,8 @@ use crate::session::{Closed, End, Live, Updates, pass_on, session};
 use crate::source::{SourceUpdate, Timing};
 use crate::topic::Topic;
 
-/// What a source learns from connections, by number. Numbers grow.
+/// What a source learns from connections, by number. The first and the last come in the order in
+/// which the listener decided.
 pub(super) enum Event {
     /// A connection speaks for the topic. The signal ends it.
     Connected(u64, Arc<Notify>),
@@ -50,7 +51,7 @@ async fn follow(
     updates: &Tagged,
 ) -> Result<(), Closed> {
     let mut cursor = Cursor::new(false);
-    let mut feed = Feed { events, speaker: None, last: 0 };
+    let mut feed = Feed { events, speaker: None };
     updates.send(SourceUpdate::State(SourceState::Connecting)).await?;
     while let Some(leave) = feed.connected().await {
         let endpoint = replay(&updates.topic);
@@ -67,13 +68,10 @@ async fn follow(
     pass_on(&mut cursor, updates).await
 }
 
-/// The messages of the newest connection.
+/// The messages of the connection that speaks for the topic.
 struct Feed {
     events: mpsc::Receiver<Event>,
-    /// The connection that speaks, and whether a session has taken it up.
     speaker: Option<(u64, Arc<Notify>)>,
-    /// Highest number seen: older connections have nothing to say.
-    last: u64,
 }
 
 impl Feed {
@@ -91,8 +89,7 @@ impl Feed {
     /// Takes note of connections that come and go; true if the speaker changed.
     fn meet(&mut self, event: &Event) -> bool {
         match event {
-            Event::Connected(id, leave) if *id > self.last => {
-                self.last = *id;
+            Event::Connected(id, leave) => {
                 self.speaker = Some((*id, leave.clone()));
                 true
             }

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -100,7 +98,19 @@ impl Listener {
     pub(crate) async fn bind(endpoint: &Endpoint) -> io::Result<Self> {
         Ok(match endpoint {
             Endpoint::Tcp(address) => Self::Tcp(TcpListener::bind(address.as_str()).await?),
-            Endpoint::Ipc(path) => Self::Ipc(UnixListener::bind(path)?, path.clone()),
+            Endpoint::Ipc(path) => {
+                let bound = match UnixListener::bind(path) {
+                    // What a process left behind that did not end in an orderly way.
+                    Err(error)
+                        if error.kind() == io::ErrorKind::AddrInUse && is_stale(path).await =>
+                    {
+                        std::fs::remove_file(path)?;
+                        UnixListener::bind(path)
+                    }
+                    bound => bound,
+                };
+                Self::Ipc(bound?, path.clone())
+            }
         })
     }
 
@@ -118,6 +128,14 @@ impl Listener {
             Self::Ipc(listener, _) => Box::new(listener.accept().await?.0),
         }))
     }
+}
+
+/// Whether nobody listens at a socket's path. Another kind of file is left alone.
+async fn is_stale(path: &str) -> bool {
+    let connected = UnixStream::connect(path).await;
+    let is_socket = std::fs::symlink_metadata(path)
+        .is_ok_and(|data| std::os::unix::fs::FileTypeExt::is_socket(&data.file_type()));
+    is_socket && connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Accepted {
@@ -301,3 +319,6 @@ fn closed(error: io::Error) -> ZmtpError {
         _ => ZmtpError::Io(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -239,7 +239,8 @@ pub(super) fn property(mut body: &[u8], wanted: &str) -> Option<Vec<u8>> {
     while let Some((&len, rest)) = body.split_first() {
         let (name, rest) = rest.split_at_checked(usize::from(len))?;
         let (len, rest) = rest.split_first_chunk()?;
-        let (value, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*len)).ok()?)?;
+        let (value, rest) =
+            rest.split_at_checked(usize::try_from(u32::from_be_bytes(*len)).ok()?)?;
         if name.eq_ignore_ascii_case(wanted.as_bytes()) {
             return Some(value.to_vec());
         }
@@ -248,3 +249,5 @@ pub(super) fn property(mut body: &[u8], wanted: &str) -> Option<Vec<u8>> {
     None
 }
 
+#[cfg(test)]
+mod tests;
