@@ -75,12 +75,13 @@ pub(crate) async fn listen(
         while let Some(heard) = updates.recv().await {
             match endpoint_of(&scopes, &heard.topic) {
                 Some((scope, slot)) => apply::apply(scope, slot, heard.update),
-                None if strangers.len() < MAX_STRANGERS => {
-                    if strangers.insert(heard.topic.clone()) {
+                None => {
+                    let is_news =
+                        strangers.len() < MAX_STRANGERS && strangers.insert(heard.topic.clone());
+                    if is_news {
                         tracing::warn!(topic = %heard.topic, "KV events of no configured endpoint");
                     }
                 }
-                None => {}
             }
         }
     });
