@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod bodies;
+mod connecting;
 mod daemon_loss;
+mod doctor;
 mod engine_loss;
 mod feed_listener;
 mod gateway_restart;

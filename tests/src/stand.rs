@@ -26,6 +26,10 @@ pub struct StandOptions {
     pub workers: u32,
     /// Served model.
     pub model: String,
+    /// Whether prompts of token ids are matched too.
+    pub token_id_prompts: bool,
+    /// Engines connect to the daemon: their event addresses are not in its configuration.
+    pub engines_connect: bool,
     /// YAML appended to the pool's configuration file at top level.
     pub more_config: String,
 }
@@ -37,6 +41,8 @@ impl Default for StandOptions {
             others: Vec::new(),
             workers: 1,
             model: "tiny".into(),
+            token_id_prompts: false,
+            engines_connect: false,
             more_config: String::new(),
         }
     }
@@ -162,16 +168,19 @@ impl Stand {
     fn config(&self) -> String {
         let model = &self.options.model;
         let mut text = format!(
-            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}}}\n  endpoints:\n",
+            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}}}\n  endpoints:\n",
             self.daemon_admin,
             root().join("tests/golden/tiny-model").display(),
+            self.options.token_id_prompts,
         );
         for engine in &self.engines {
             let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);
-            if let Some(events) = &engine.kv_events {
+            if let Some(events) =
+                engine.kv_events.as_ref().filter(|_| !self.options.engines_connect)
+            {
                 let _ = write!(text, ", kvEvents: \"{events}\"");
             }
-            if let Some(replay) = &engine.replay {
+            if let Some(replay) = engine.replay.as_ref().filter(|_| !self.options.engines_connect) {
                 let _ = write!(text, ", replay: \"{replay}\"");
             }
             text.push_str("}\n");
@@ -278,7 +287,9 @@ impl Stand {
             let is_applied = self.event_batches().await.ok()?.get(address).copied()? > seen;
             let details = self.readyz().await.ok()?;
             let mut gateways = details["gateways"].as_array()?.iter();
-            (is_applied && gateways.all(|gateway| gateway["pending"] == 0)).then_some(())
+            let is_checked = details["unchecked_blocks"] == 0;
+            let is_pushed = gateways.all(|gateway| gateway["pending"] == 0);
+            (is_applied && is_checked && is_pushed).then_some(())
         })
         .await
     }

@@ -19,10 +19,13 @@ pub struct BucketEntry<'a> {
     pub gpu: &'a [u16],
     /// Slots that hold them in some tier only.
     pub offloaded: &'a [u16],
+    /// Slots with windowed KV groups, and the tokens up to here after which they can resume.
+    pub resumes: &'a [(u16, u32)],
 }
 
 /// Writes a bucket value: kind, version, epoch, then per stride fingerprint (u32), and varints:
-/// body length, tokens, number of GPU holders, GPU slots, offloaded slots.
+/// body length, tokens, number of GPU holders, of offloaded holders, their slots, then slot and tokens
+/// per resume.
 pub struct BucketWriter {
     writer: Writer,
     body: Writer,
@@ -42,9 +45,13 @@ impl BucketWriter {
     pub fn push(&mut self, entry: BucketEntry<'_>) {
         let body = &mut self.body;
         body.0.clear();
-        body.varint(entry.tokens).varint(entry.gpu.len() as u32);
+        body.varint(entry.tokens);
+        body.varint(entry.gpu.len() as u32).varint(entry.offloaded.len() as u32);
         for slot in entry.gpu.iter().chain(entry.offloaded) {
             body.varint(u32::from(*slot));
+        }
+        for (slot, tokens) in entry.resumes {
+            body.varint(u32::from(*slot)).varint(*tokens);
         }
         if self.writer.0.len() + 4 + 5 + body.0.len() > MAX_BUCKET_BYTES {
             self.dropped += 1;
@@ -79,14 +86,21 @@ pub fn find_stride(bucket: &[u8], fingerprint: u32) -> Result<Option<Stride>, Wi
 fn read_body(body: &[u8]) -> Result<Stride, WireError> {
     let mut reader = Reader::new(body);
     let tokens = reader.varint()?;
-    let gpu_count = reader.varint()?;
-    let mut holders = Vec::with_capacity(reader.remaining());
-    while reader.remaining() > 0 {
-        let slot = u16::try_from(reader.varint()?).map_err(|_| WireError::Range("slot"))?;
-        holders.push(Holder { slot, offloaded: holders.len() >= gpu_count as usize });
+    let (gpu, offloaded) = (reader.varint()?, reader.varint()?);
+    let mut slot = || u16::try_from(reader.varint()?).map_err(|_| WireError::Range("slot"));
+    let count = gpu.saturating_add(offloaded);
+    // A holder takes at least a byte, so a lying count cannot reserve more than the value has.
+    let mut holders = Vec::with_capacity((count as usize).min(body.len()));
+    for i in 0..count {
+        holders.push(Holder { slot: slot()?, offloaded: i >= gpu });
     }
     holders.sort_unstable();
-    Ok(Stride { tokens, holders })
+    let mut resumes = Vec::new();
+    while reader.remaining() > 0 {
+        let slot = u16::try_from(reader.varint()?).map_err(|_| WireError::Range("slot"))?;
+        resumes.push((slot, reader.varint()?));
+    }
+    Ok(Stride { tokens, holders, resumes })
 }
 
 #[cfg(test)]
@@ -102,9 +116,10 @@ mod tests {
             tokens: 300,
             gpu: &[2, 200],
             offloaded: &[1],
+            resumes: &[(2, 256)],
         });
         let bytes = writer.finish();
-        let expected = b"B\x01\x01\x02\x03\x04\x05\x06\x07\x08\xDD\xCC\xBB\xAA\x07\xAC\x02\x02\x02\xC8\x01\x01";
+        let expected = b"B\x01\x01\x02\x03\x04\x05\x06\x07\x08\xDD\xCC\xBB\xAA\x0B\xAC\x02\x02\x01\x02\xC8\x01\x01\x02\x80\x02";
         assert_eq!(bytes, expected);
         let stride = find_stride(&bytes, 0xAABBCCDD).unwrap().unwrap();
         let holder = |slot, offloaded| Holder { slot, offloaded };
@@ -112,7 +127,8 @@ mod tests {
             stride,
             Stride {
                 tokens: 300,
-                holders: vec![holder(1, true), holder(2, false), holder(200, false)]
+                holders: vec![holder(1, true), holder(2, false), holder(200, false)],
+                resumes: vec![(2, 256)]
             }
         );
         assert_eq!(find_stride(&bytes, 1), Ok(None));
@@ -122,7 +138,13 @@ mod tests {
     fn a_full_bucket_drops_and_counts() {
         let mut writer = BucketWriter::new(1);
         for fingerprint in 0..3000 {
-            writer.push(BucketEntry { fingerprint, tokens: 16, gpu: &[1], offloaded: &[] });
+            writer.push(BucketEntry {
+                fingerprint,
+                tokens: 16,
+                gpu: &[1],
+                offloaded: &[],
+                resumes: &[],
+            });
         }
         assert!(writer.dropped > 0);
         let dropped = writer.dropped;
@@ -137,7 +159,7 @@ mod tests {
             let mut writer = BucketWriter::new(3);
             for (fingerprint, (tokens, gpu, _)) in &strides {
                 let gpu: Vec<u16> = gpu.iter().copied().collect();
-                writer.push(BucketEntry { fingerprint: *fingerprint, tokens: *tokens, gpu: &gpu, offloaded: &[] });
+                writer.push(BucketEntry { fingerprint: *fingerprint, tokens: *tokens, gpu: &gpu, offloaded: &[], resumes: &[] });
             }
             let bytes = writer.finish();
             for (fingerprint, (tokens, gpu, absent)) in &strides {

@@ -50,7 +50,12 @@ pub struct DirectoryEntry {
     pub model: String,
     /// Other names that requests may use.
     pub aliases: Vec<String>,
+    /// Scope of the buckets over token ids, where the pool keeps them.
+    pub token_ids_scope: Option<u16>,
 }
+
+/// "No scope" on the wire.
+const NO_SCOPE: u16 = u16::MAX;
 
 impl Directory {
     /// The pair that serves `model`, by name or alias, in `pool`.
@@ -71,6 +76,7 @@ impl Directory {
             for alias in &entry.aliases {
                 writer.text(alias);
             }
+            writer.u16(entry.token_ids_scope.unwrap_or(NO_SCOPE));
         }
         writer.0
     }
@@ -87,7 +93,8 @@ impl Directory {
             for _ in 0..reader.u16()? {
                 aliases.push(reader.text("alias")?.to_owned());
             }
-            entries.push(DirectoryEntry { scope, pool, model, aliases });
+            let token_ids_scope = Some(reader.u16()?).filter(|scope| *scope != NO_SCOPE);
+            entries.push(DirectoryEntry { scope, pool, model, aliases, token_ids_scope });
         }
         reader.finish()?;
         Ok(Self { epoch, entries })
@@ -354,6 +361,7 @@ mod tests {
             pool: pool.into(),
             model: model.into(),
             aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
+            token_ids_scope: (scope == 2).then_some(7),
         };
         let directory = Directory {
             epoch: 4,

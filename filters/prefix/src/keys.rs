@@ -53,6 +53,14 @@ impl Namespace<'_> {
     }
 }
 
+impl Namespace<'_> {
+    /// The key before the first stride of the key space over token ids, in which 16 ids of four
+    /// little-endian bytes make a stride.
+    pub fn root_of_token_ids(&self, seed: &Seed) -> StrideKey {
+        StrideKey(xxh64(b"token ids", self.root(seed).0))
+    }
+}
+
 fn next(seed: &Seed, previous: StrideKey, stride: &[u8; STRIDE_BYTES]) -> StrideKey {
     let mut mixed = [0u8; STRIDE_BYTES];
     for ((out, byte), secret) in mixed.iter_mut().zip(stride).zip(&seed.0) {
@@ -102,6 +110,27 @@ impl KeyChain {
             *slot = *byte;
         }
         self.tail_len = rest.len() as u8;
+    }
+
+    /// A chain that continues after `last` with bytes that did not fill a stride; what is beyond
+    /// a stride's length of them is ignored.
+    pub fn resume(last: StrideKey, pending: &[u8]) -> Self {
+        let mut chain = Self::new(last);
+        for (slot, byte) in chain.tail.iter_mut().take(STRIDE_BYTES - 1).zip(pending) {
+            *slot = *byte;
+            chain.tail_len += 1;
+        }
+        chain
+    }
+
+    /// Key of the last full stride.
+    pub fn last_key(&self) -> StrideKey {
+        self.last
+    }
+
+    /// The bytes after the last full stride.
+    pub fn pending(&self) -> &[u8] {
+        self.tail.get(..usize::from(self.tail_len)).unwrap_or_default()
     }
 
     /// Bytes of the stride that is not full yet.
@@ -199,6 +228,8 @@ mod tests {
             }
             prop_assert_eq!(&keys, &naive(root, &seed(), &bytes));
             prop_assert_eq!(chain.pending_bytes(), bytes.len() % 64);
+            let resumed = KeyChain::resume(chain.last_key(), chain.pending());
+            prop_assert_eq!(format!("{:?}", (resumed.last, resumed.pending())), format!("{:?}", (chain.last, chain.pending())));
         }
     }
 }

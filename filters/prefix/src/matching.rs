@@ -22,6 +22,9 @@ pub struct Stride {
     pub tokens: u32,
     /// Holders, sorted, each slot once.
     pub holders: Vec<Holder>,
+    /// For holders with windowed KV groups: the most tokens, up to this stride, after which the
+    /// engine can resume. Sorted by slot.
+    pub resumes: Vec<(u16, u32)>,
 }
 
 /// How deep an endpoint's prefix reaches: `(strides, tokens)` on the GPU and in any tier.
@@ -31,6 +34,9 @@ pub struct Depths {
     pub gpu: (u32, u32),
     /// Strides and tokens whose blocks are each in some tier.
     pub any: (u32, u32),
+    /// Tokens after which an engine with windowed KV groups can resume within `gpu`; `None` for
+    /// engines that can resume after any block.
+    pub resume_tokens: Option<u32>,
 }
 
 /// Deepest match per slot over `keys`, with at most `max_lookups` calls of `lookup`.
@@ -104,8 +110,10 @@ fn note(found: &mut Vec<(u16, Depths)>, position: usize, stride: &Stride) {
             }
         };
         depths.any = depths.any.max(here);
-        if !holder.offloaded {
-            depths.gpu = depths.gpu.max(here);
+        if !holder.offloaded && here >= depths.gpu {
+            depths.gpu = here;
+            let resume = stride.resumes.iter().find(|(slot, _)| *slot == holder.slot);
+            depths.resume_tokens = resume.map(|(_, tokens)| *tokens);
         }
     }
 }
@@ -115,6 +123,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Odd slots have windows: they can resume after every seventh stride.
+    fn resume(position: u32) -> u32 {
+        position / 7 * 7 * 16
+    }
+
     fn index(depths: &[(u16, u32, u32)], position: u32) -> Option<Stride> {
         let mut holders: Vec<Holder> = depths
             .iter()
@@ -122,7 +135,10 @@ mod tests {
             .map(|(slot, gpu, _)| Holder { slot: *slot, offloaded: *gpu < position })
             .collect();
         holders.sort_unstable();
-        (!holders.is_empty()).then_some(Stride { tokens: position * 16, holders })
+        let resumes =
+            holders.iter().filter(|h| h.slot % 2 == 1).map(|h| (h.slot, resume(position)));
+        let resumes = resumes.collect();
+        (!holders.is_empty()).then_some(Stride { tokens: position * 16, holders, resumes })
     }
 
     fn run(depths: &[(u16, u32, u32)], strides: u32, budget: u32) -> (Vec<(u16, Depths)>, u32) {
@@ -140,7 +156,8 @@ mod tests {
             .iter()
             .map(|(slot, gpu, any)| {
                 let (gpu, any) = (*gpu.min(&strides), *any.min(&strides));
-                (*slot, Depths { gpu: (gpu, gpu * 16), any: (any, any * 16) })
+                let resume_tokens = (slot % 2 == 1 && gpu > 0).then(|| resume(gpu));
+                (*slot, Depths { gpu: (gpu, gpu * 16), any: (any, any * 16), resume_tokens })
             })
             .filter(|(_, depths)| depths.any.0 > 0)
             .collect();

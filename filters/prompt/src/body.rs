@@ -95,6 +95,26 @@ impl<'a> Request<'a> {
         self.fields.cache_salt.as_ref()?.as_str()
     }
 
+    /// The ids of a prompt that is one list of token ids; `None` for any other prompt, or when an
+    /// id does not fit 32 bits.
+    pub fn token_ids(&self) -> Option<Vec<u32>> {
+        let is_cut = |field: &Option<Json<'_>>| !matches!(field, None | Some(Json::Null));
+        if is_cut(&self.fields.truncate_prompt_tokens) || is_cut(&self.fields.prompt_embeds) {
+            return None;
+        }
+        let Some(Json::Array(prompts)) = &self.fields.prompt else { return None };
+        let ids = match prompts.as_slice() {
+            [Json::Array(only)] => only,
+            ids => ids,
+        };
+        let id = |id: &Json<'_>| match id {
+            Json::Int(id) => u32::try_from(*id).ok(),
+            Json::UInt(id) => u32::try_from(*id).ok(),
+            _ => None,
+        };
+        (!ids.is_empty()).then(|| ids.iter().map(id).collect())?
+    }
+
     /// Whether the engine computes the whole prompt without reading its prefix cache, which it
     /// does to return logprobs of the prompt: `prompt_logprobs` set, or echo with logprobs.
     pub fn skips_cache(&self) -> bool {

@@ -25,10 +25,13 @@ mod python;
 mod renderer;
 mod spec;
 mod template;
+mod text_mode;
 mod tojson;
+mod token_finder;
 mod tools;
 
 pub use body::{Api, Request};
 pub use error::{BodyError, Refusal, TemplateError};
 pub use renderer::{Prompt, Renderer};
-pub use spec::{ModelSpec, Normalizer};
+pub use spec::{AddedToken, ModelSpec, Normalizer, SegmentPrefix};
+pub use text_mode::{TextMode, control_token_bytes};

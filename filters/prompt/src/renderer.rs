@@ -6,6 +6,7 @@ use crate::error::{Refusal, TemplateError};
 use crate::json::Json;
 use crate::spec::ModelSpec;
 use crate::template::Template;
+use crate::text_mode::{TextMode, control_token_bytes};
 use crate::{continuation, messages, tools};
 
 /// A prompt may be larger than its body by the template's own text: this much, and
@@ -16,7 +17,8 @@ const OUTPUT_PER_BODY_BYTE: usize = 8;
 /// The text the engine tokenises, with the special tokens it adds to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// UTF-8, in the tokenizer's normal form.
+    /// The bytes of the prompt's tokens: UTF-8 as the tokenizer changes it, and
+    /// [`control_token_bytes`] of the model's `control_prefix`.
     pub bytes: Vec<u8>,
 }
 
@@ -24,6 +26,7 @@ pub struct Prompt {
 #[derive(Debug)]
 pub struct Renderer {
     spec: ModelSpec,
+    text_mode: TextMode,
     chat: Option<ChatTemplate>,
 }
 
@@ -45,7 +48,7 @@ impl Renderer {
                 knows_developer: source.contains("'developer'") || source.contains("\"developer\""),
             }),
         };
-        Ok(Renderer { spec: spec.clone(), chat })
+        Ok(Renderer { spec: spec.clone(), text_mode: TextMode::new(spec), chat })
     }
 
     /// The prompt that the engine sees for `request`.
@@ -60,13 +63,20 @@ impl Renderer {
             Api::Completions => completion_text(request)?.to_owned(),
             Api::ChatCompletions => self.chat_text(request)?,
         };
-        let text = self.spec.normalizer.apply(text);
-        let bytes = match self.spec.completions_prefix.as_str() {
-            prefix if request.add_special_tokens && !prefix.is_empty() => {
-                [prefix.as_bytes(), text.as_bytes()].concat()
-            }
-            _ => text.into_bytes(),
-        };
+        let text = self.text_mode.apply(text);
+        let has_prefix =
+            !(self.spec.completions_prefix.is_empty() && self.spec.control_prefix.is_empty());
+        if !(request.add_special_tokens && has_prefix) {
+            return Ok(Prompt { bytes: text.into_bytes() });
+        }
+        let mut bytes = Vec::with_capacity(
+            5 * self.spec.control_prefix.len() + self.spec.completions_prefix.len() + text.len(),
+        );
+        for id in &self.spec.control_prefix {
+            bytes.extend_from_slice(&control_token_bytes(*id));
+        }
+        bytes.extend_from_slice(self.spec.completions_prefix.as_bytes());
+        bytes.extend_from_slice(text.as_bytes());
         Ok(Prompt { bytes })
     }
 

@@ -136,3 +136,16 @@ fn a_template_that_does_not_compile_is_an_error() {
     let spec = ModelSpec { chat_template: Some("{% for %}".to_owned()), ..spec() };
     assert_eq!(Renderer::new(&spec).unwrap_err().reason(), "template_syntax");
 }
+
+#[test]
+fn the_text_rules_and_the_prefixes_meet() {
+    let spec = ModelSpec {
+        segment_prefix: crate::SegmentPrefix::Each,
+        control_prefix: vec![1],
+        completions_prefix: "<s>".to_owned(),
+        ..ModelSpec::default()
+    };
+    let request = Request::parse(Api::Completions, br#"{"prompt":"hi"}"#).unwrap();
+    let prompt = Renderer::new(&spec).unwrap().render(&request).unwrap();
+    assert_eq!(prompt.bytes, b"\xff\x01\0\0\0<s> hi");
+}

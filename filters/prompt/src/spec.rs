@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -6,7 +7,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// It travels from the daemon to the filter as JSON. The two may be of neighbouring versions, so
 /// fields a reader does not know are ignored and fields a writer does not know take their default.
-/// A [`Normalizer`] the reader does not know is an error, since its prompts would be wrong.
+/// A [`Normalizer`] or [`SegmentPrefix`] the reader does not know is an error, since its prompts
+/// would be wrong.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ModelSpec {
@@ -20,6 +22,59 @@ pub struct ModelSpec {
     pub completions_prefix: String,
     /// What the tokenizer does to text before splitting it.
     pub normalizer: Normalizer,
+    /// Text and tokens spell a space U+2581 (SentencePiece), so a typed U+2581 is a space too.
+    #[serde(skip_serializing_if = "is_default")]
+    pub space_mark: bool,
+    /// The space that the tokenizer puts before text (Llama 2).
+    #[serde(skip_serializing_if = "is_default")]
+    pub segment_prefix: SegmentPrefix,
+    /// Tokens that are cut out of the text first. Needed only where a rule above depends on them,
+    /// or where one of them changes the text.
+    #[serde(skip_serializing_if = "is_default")]
+    pub added_tokens: Vec<AddedToken>,
+    /// Ids of the control tokens before a prompt that no text can spell (mistral-common); where
+    /// and when as for `completions_prefix`, which comes after them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub control_prefix: Vec<u32>,
+}
+
+/// Which segments of a text, between two added tokens, get a space in front.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum SegmentPrefix {
+    /// None.
+    #[default]
+    None,
+    /// What the text starts with, unless that is an added token or a space.
+    FirstUnlessBlank,
+    /// Every one that does not start with a space.
+    EachUnlessBlank,
+    /// Every one, also behind a space.
+    Each,
+}
+
+/// One entry of the tokenizer's `added_tokens`.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AddedToken {
+    /// What is cut out, in normal form (and behind its prefix) where `normalized`.
+    pub content: String,
+    /// The bytes of its id, where they are not `content`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub text: Option<String>,
+    /// It is looked for in what the normaliser leaves, not in the text.
+    #[serde(skip_serializing_if = "is_default")]
+    pub normalized: bool,
+    /// It eats the blanks before it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub lstrip: bool,
+    /// It eats the blanks after it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rstrip: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// The tokenizer's Unicode normalisation, as far as it survives in detokenised text.
@@ -34,14 +89,18 @@ pub enum Normalizer {
 }
 
 impl Normalizer {
-    /// `text` as the tokenizer sees it.
-    pub(crate) fn apply(self, text: String) -> String {
-        use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+    /// `text` in normal form.
+    pub fn apply(self, text: &str) -> Cow<'_, str> {
+        use unicode_normalization::UnicodeNormalization;
+        if self.keeps(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
+    }
+
+    /// True when `text` is surely in normal form.
+    pub(crate) fn keeps(self, text: &str) -> bool {
+        use unicode_normalization::{IsNormalized, is_nfc_quick};
         match self {
-            Normalizer::None => text,
-            Normalizer::Nfc if text.is_ascii() => text,
-            Normalizer::Nfc if is_nfc_quick(text.chars()) == IsNormalized::Yes => text,
-            Normalizer::Nfc => text.nfc().collect(),
+            Normalizer::None => true,
+            Normalizer::Nfc => text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes,
         }
     }
 }
@@ -64,19 +123,29 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_normalizer_is_an_error() {
+    fn text_rules_travel() {
+        let json = r#"{"chatTemplate":null,"specialTokens":{},"completionsPrefix":"<s>","normalizer":"none","spaceMark":true,"segmentPrefix":"each","addedTokens":[{"content":"<s>","rstrip":true}],"controlPrefix":[1]}"#;
+        let spec: ModelSpec = serde_json::from_str(json).unwrap();
+        assert_eq!(spec.segment_prefix, SegmentPrefix::Each);
+        assert!(spec.added_tokens[0].rstrip && !spec.added_tokens[0].lstrip);
+        assert_eq!(serde_json::to_string(&spec).unwrap(), json);
+    }
+
+    #[test]
+    fn an_unknown_rule_is_an_error() {
         assert!(serde_json::from_str::<ModelSpec>(r#"{"normalizer":"nfkc"}"#).is_err());
+        assert!(serde_json::from_str::<ModelSpec>(r#"{"segmentPrefix":"some"}"#).is_err());
     }
 
     #[test]
     fn nfc_composes_and_leaves_composed_text_alone() {
         let check = |input: &str, expected: &str| {
-            assert_eq!(Normalizer::Nfc.apply(input.to_owned()), expected);
+            assert_eq!(Normalizer::Nfc.apply(input), expected);
         };
         check("plain", "plain");
         check("e\u{301}t\u{e9}", "\u{e9}t\u{e9}");
         check("\u{1100}\u{1161}", "\u{ac00}");
         check("\u{212b}", "\u{c5}");
-        assert_eq!(Normalizer::None.apply("e\u{301}".to_owned()), "e\u{301}");
+        assert_eq!(Normalizer::None.apply("e\u{301}"), "e\u{301}");
     }
 }

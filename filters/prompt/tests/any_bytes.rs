@@ -15,6 +15,7 @@ fn renderers() -> Vec<Renderer> {
             special_tokens: [("eos_token".to_owned(), "<|im_end|>".to_owned())].into(),
             completions_prefix: "<s>".to_owned(),
             normalizer: Normalizer::Nfc,
+            ..ModelSpec::default()
         };
         renderers.push(Renderer::new(&spec).unwrap());
     }

@@ -1,8 +1,8 @@
 //! `intake`: from a request's body to its features and candidates.
 
-use feed::{FEATURES_PROPERTY, Features, LoadRecord};
+use feed::{DirectoryEntry, FEATURES_PROPERTY, Features, LoadRecord};
 use hostcalls::Host;
-use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, match_prefix};
+use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, StrideKey, match_prefix};
 use prompt::{Api, Request};
 use routing::{Candidate, Load, PrefixMatch, RequestFeatures};
 
@@ -104,14 +104,13 @@ impl Intake {
         let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable")?;
         let request = Request::parse(api, &body).map_err(|err| err.reason())?;
         let pool = self.pool(host)?;
-        let (scope, name) =
-            self.view.resolve(&pool, request.model()).map_err(StateError::reason)?;
-        let model = self.view.model(host, scope).map_err(StateError::reason)?;
-        let loads = self.view.loads(host, scope).map_err(StateError::reason)?;
+        let entry = self.view.resolve(&pool, request.model()).map_err(StateError::reason)?;
+        let model = self.view.model(host, entry.scope).map_err(StateError::reason)?;
+        let loads = self.view.loads(host, entry.scope).map_err(StateError::reason)?;
 
-        let (matched, depths) = match_request(host, &model, &name, &request);
+        let (matched, depths) = match_request(host, &model, &entry, &request);
         let features = Features {
-            scope,
+            scope: entry.scope,
             epoch: self.view.epoch(),
             candidates: candidates(&model, &loads, &depths, &matched),
             request: matched,
@@ -134,41 +133,69 @@ fn api_of(path: &[u8]) -> Option<Api> {
     Api::from_path(path.get(from..)?)
 }
 
+/// The bytes whose strides are looked up, their key space, and the tokens if they are known.
+struct Subject {
+    bytes: Vec<u8>,
+    root: StrideKey,
+    scope: u16,
+    tokens: Option<u32>,
+}
+
+/// Renders the prompt, or takes its token ids where the pool keeps a key space of them.
+fn subject(
+    model: &Model,
+    entry: &DirectoryEntry,
+    request: &Request<'_>,
+) -> Result<Subject, &'static str> {
+    let namespace = Namespace { model: &entry.model, lora: None, salt: request.cache_salt() };
+    let seed = &model.value.seed;
+    if let (Some(scope), Some(ids)) = (entry.token_ids_scope, request.token_ids()) {
+        return Ok(Subject {
+            bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
+            root: namespace.root_of_token_ids(seed),
+            scope,
+            tokens: Some(clamp_u32(ids.len())),
+        });
+    }
+    let renderer = model.renderer.as_ref().map_err(|reason| *reason)?;
+    let prompt = renderer.render(request).map_err(|refusal| refusal.reason())?;
+    Ok(Subject {
+        bytes: prompt.bytes,
+        root: namespace.root(seed),
+        scope: entry.scope,
+        tokens: None,
+    })
+}
+
 /// Renders, hashes and looks up. What cannot be matched is routed by load, with the reason.
 fn match_request(
     host: &impl Host,
     model: &Model,
-    name: &str,
+    entry: &DirectoryEntry,
     request: &Request<'_>,
 ) -> (RequestFeatures, Vec<(u16, Depths)>) {
-    let mut features = RequestFeatures { model: name.to_owned(), ..RequestFeatures::default() };
-    let rendered = model
-        .renderer
-        .as_ref()
-        .map_err(|reason| *reason)
-        .and_then(|renderer| renderer.render(request).map_err(|refusal| refusal.reason()));
-    let prompt = match rendered {
-        Ok(prompt) => prompt,
+    let mut features = RequestFeatures { model: entry.model.clone(), ..RequestFeatures::default() };
+    let subject = match subject(model, entry, request) {
+        Ok(subject) => subject,
         Err(reason) => {
             features.unmatched_reason = Some(reason.to_owned());
             return (features, Vec::new());
         }
     };
-    let namespace = Namespace { model: name, lora: None, salt: request.cache_salt() };
-    let seed = &model.value.seed;
-    let keys = KeyChain::keys_of(namespace.root(seed), seed, &prompt.bytes);
-    features.prompt_bytes = clamp_u32(prompt.bytes.len());
+    let keys = KeyChain::keys_of(subject.root, &model.value.seed, &subject.bytes);
+    features.prompt_bytes = clamp_u32(subject.bytes.len());
     features.strides = clamp_u32(keys.len());
     let depths = if request.skips_cache() {
         features.unmatched_reason = Some("request_skips_cache".to_owned());
         Vec::new()
     } else {
-        match_prefix(&keys, MAX_LOOKUPS, |key| model.stride(host, key))
+        match_prefix(&keys, MAX_LOOKUPS, |key| model.stride(host, subject.scope, key))
     };
     let deepest = depths.iter().map(|(_, depths)| depths.any).max().unwrap_or_default();
-    let rest = prompt.bytes.len().saturating_sub(deepest.0 as usize * STRIDE_BYTES);
-    features.prompt_tokens =
-        deepest.1.saturating_add((rest as f32 / model.value.bytes_per_token).ceil() as u32);
+    let rest = subject.bytes.len().saturating_sub(deepest.0 as usize * STRIDE_BYTES);
+    features.prompt_tokens = subject.tokens.unwrap_or_else(|| {
+        deepest.1.saturating_add((rest as f32 / model.value.bytes_per_token).ceil() as u32)
+    });
     (features, depths)
 }
 
@@ -190,11 +217,19 @@ fn candidates(
             .and_then(|at| loads.get(at))
             .copied()
             .unwrap_or(LoadRecord { slot, load: Load::default(), ..LoadRecord::default() });
-        let Depths { gpu, any } = depths
+        let Depths { gpu: full, any, resume_tokens } = depths
             .binary_search_by_key(&slot, |(slot, _)| *slot)
             .ok()
             .and_then(|at| depths.get(at))
             .map_or(Depths::default(), |(_, depths)| *depths);
+        // An engine with windowed KV groups reuses the prefix up to where it can resume.
+        let gpu = match resume_tokens {
+            Some(tokens) if tokens < full.1 => {
+                let strides = u64::from(full.0) * u64::from(tokens) / u64::from(full.1.max(1));
+                (clamp_u32(strides as usize), tokens)
+            }
+            _ => full,
+        };
         // Engines recompute the last token of a prompt they hold whole (vLLM caps a hit at n - 1).
         let usable = gpu.1.saturating_sub(u32::from(gpu.0 > 0 && is_whole(gpu.0)));
         Candidate {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use feed::{
-    Directory, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride, value_epoch,
+    Directory, DirectoryEntry, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride,
+    value_epoch,
 };
 use hostcalls::Host;
 use prefix::{Holder, Stride, StrideKey, bucket_of, fingerprint_of};
@@ -55,7 +56,6 @@ pub struct Model {
     pub renderer: Result<Renderer, &'static str>,
     /// Endpoints by slot.
     pub table: Table,
-    scope: u16,
     /// While another writer's snapshot arrives: its epoch, and its slots in terms of ours.
     incoming: Option<(u64, BTreeMap<u16, u16>)>,
 }
@@ -102,8 +102,8 @@ impl View {
         self.active()
     }
 
-    /// Scope and canonical name of `model` in `pool`; without a name, of the pool's only model.
-    pub fn resolve(&self, pool: &str, model: Option<&str>) -> Result<(u16, String), StateError> {
+    /// Entry of `model` in `pool`; without a name, of the pool's only model.
+    pub fn resolve(&self, pool: &str, model: Option<&str>) -> Result<DirectoryEntry, StateError> {
         let entry = match model {
             Some(model) => self.directory.find(pool, model),
             None => {
@@ -111,8 +111,7 @@ impl View {
                 all.next().filter(|_| all.next().is_none())
             }
         };
-        let entry = entry.ok_or(StateError::UnknownModel)?;
-        Ok((entry.scope, entry.model.clone()))
+        entry.cloned().ok_or(StateError::UnknownModel)
     }
 
     /// The model of `scope`, compiled at first use after a change.
@@ -141,7 +140,7 @@ impl View {
         let renderer = serde_json::from_slice::<ModelSpec>(&value.spec_json)
             .map_err(|_| "model_spec_unreadable")
             .and_then(|spec| Renderer::new(&spec).map_err(|err| err.reason()));
-        let model = Rc::new(Model { value, renderer, table, scope, incoming });
+        let model = Rc::new(Model { value, renderer, table, incoming });
         self.models.insert(scope, Rc::clone(&model));
         Ok(model)
     }
@@ -178,9 +177,9 @@ fn translate(from: &Table, to: &Table) -> BTreeMap<u16, u16> {
 }
 
 impl Model {
-    /// What the index knows of one stride. A value that cannot be read holds nothing.
-    pub fn stride(&self, host: &impl Host, key: StrideKey) -> Option<Stride> {
-        let bucket = Key::Bucket(self.scope, bucket_of(key, self.value.bucket_count));
+    /// What the index of `scope` knows of one stride. A value that cannot be read holds nothing.
+    pub fn stride(&self, host: &impl Host, scope: u16, key: StrideKey) -> Option<Stride> {
+        let bucket = Key::Bucket(scope, bucket_of(key, self.value.bucket_count));
         let (value, _) = host.shared(bucket.encode().as_ref()).ok().flatten()?;
         let epoch = value_epoch(&value)?;
         let stride = || find_stride(&value, fingerprint_of(key)).ok().flatten();
@@ -195,6 +194,8 @@ impl Model {
         let ours = |holder: &Holder| Some(Holder { slot: *slots.get(&holder.slot)?, ..*holder });
         let mut holders: Vec<Holder> = stride.holders.iter().filter_map(ours).collect();
         holders.sort_unstable();
-        Some(Stride { tokens: stride.tokens, holders })
+        let ours = |(slot, tokens): &(u16, u32)| Some((*slots.get(slot)?, *tokens));
+        let resumes = stride.resumes.iter().filter_map(ours).collect();
+        Some(Stride { tokens: stride.tokens, holders, resumes })
     }
 }

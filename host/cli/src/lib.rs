@@ -2,6 +2,7 @@
 //! the daemon, and the simulated engine.
 
 pub mod config;
+pub mod doctor;
 pub mod render;
 pub mod serve;
 pub mod simulate;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use wasm_epp::{config, render, serve, simulate};
+use wasm_epp::{config, doctor, render, serve, simulate};
 
 /// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -25,6 +25,8 @@ enum Command {
     Render(Render),
     /// Run the daemon: watch the engines, feed the gateways
     Serve(Serve),
+    /// Say whether precise routing is active, asking a running daemon
+    Doctor(Doctor),
     /// Run an engine without a model: its API, KV events and metrics
     SimulateEngine(Box<simulate::Flags>),
 }
@@ -58,6 +60,16 @@ struct Serve {
     config: PathBuf,
 }
 
+#[derive(Args)]
+struct Doctor {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// One JSON object on the last line
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -84,6 +96,16 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(flags) => {
             let config = load(&flags.config)?;
             runtime()?.block_on(serve::run(config))
+        }
+        Command::Doctor(flags) => {
+            let config = load(&flags.config)?;
+            let report = runtime()?.block_on(doctor::examine(&config))?;
+            print!("{}", report.text());
+            if flags.json {
+                println!("{}", report.json());
+            }
+            anyhow::ensure!(report.is_well(), "precise routing is not active everywhere");
+            Ok(())
         }
         Command::SimulateEngine(flags) => runtime()?.block_on(simulate::run(*flags)),
     }

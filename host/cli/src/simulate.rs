@@ -29,6 +29,9 @@ pub struct Flags {
     /// ZMQ address of the KV event publisher, like tcp://127.0.0.1:0
     #[arg(long, value_name = "ADDRESS")]
     kv_events: Option<String>,
+    /// Connect to the --kv-events address instead of binding it
+    #[arg(long, requires = "kv_events")]
+    kv_events_connect: bool,
     /// Publish no KV events
     #[arg(long, conflicts_with_all = ["kv_events", "replay"])]
     no_kv_events: bool,
@@ -104,7 +107,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     // Before anything is announced, so that a signal sent by a reader of the line is not lost.
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let sim = engine_sim::start(config(flags)).await?;
+    let connects = flags.kv_events_connect;
+    let sim = engine_sim::start_with(config(flags), connects).await?;
     println!(
         "{}",
         serde_json::json!({"http": sim.http, "kvEvents": sim.kv_events, "replay": sim.replay})

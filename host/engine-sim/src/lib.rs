@@ -39,7 +39,7 @@ use text::Text;
 pub struct RunningSim {
     /// Where HTTP is served.
     pub http: SocketAddr,
-    /// Bound event endpoint (`tcp://ip:port`), if any.
+    /// Event endpoint (`tcp://ip:port`), bound or connected to, if any.
     pub kv_events: Option<String>,
     /// Bound replay endpoint, if any.
     pub replay: Option<String>,
@@ -51,6 +51,12 @@ pub struct RunningSim {
 
 /// Starts an engine; everything is bound when this returns.
 pub async fn start(config: SimConfig) -> Result<RunningSim> {
+    start_with(config, false).await
+}
+
+/// [`start`], with `kv_events_connect` connecting the event publisher to `kv_events` instead of
+/// binding it, as vLLM does with an address that has no `*` in it. The other end may come and go.
+pub async fn start_with(config: SimConfig, kv_events_connect: bool) -> Result<RunningSim> {
     let text = Text::load(&config.model_folder)?;
     let max_model_len = config.check(text.model_limit)?;
     let hash_seed = match config.hash_seed {
@@ -61,7 +67,7 @@ pub async fn start(config: SimConfig) -> Result<RunningSim> {
         .await
         .with_context(|| format!("binding HTTP to {}", config.http))?;
     let http = listener.local_addr().context("asking for the bound HTTP address")?;
-    let publisher = Publisher::start(&config).await?;
+    let publisher = Publisher::start(&config, kv_events_connect).await?;
 
     let cache = BlockCache::new(config.block_size_tokens, config.num_blocks, hash_seed);
     let stats = SharedStats::default();

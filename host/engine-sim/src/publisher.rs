@@ -18,6 +18,9 @@ const END_SEQ: [u8; 8] = [0xff; 8];
 /// How long one replayed message may wait for its reader before the replay is given up.
 const REPLAY_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Pause between two attempts to connect.
+const CONNECT_PAUSE: Duration = Duration::from_millis(100);
+
 /// The last `buffer_steps` batches.
 type Buffer = Arc<Mutex<VecDeque<(u64, Bytes)>>>;
 
@@ -32,16 +35,20 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Binds what the configuration asks for.
-    pub(crate) async fn start(config: &SimConfig) -> Result<Publisher> {
+    /// Binds what the configuration asks for, but for the events if those are to connect.
+    pub(crate) async fn start(config: &SimConfig, kv_events_connect: bool) -> Result<Publisher> {
         let buffer = Buffer::default();
         let mut publish = None;
         let mut events_endpoint = None;
         if let Some(endpoint) = &config.kv_events {
             let mut socket = PubSocket::new();
-            let bound = socket.bind(endpoint).await;
-            let bound = bound.with_context(|| format!("binding events endpoint {endpoint}"))?;
-            events_endpoint = Some(bound.to_string());
+            if kv_events_connect {
+                events_endpoint = Some(endpoint.clone());
+            } else {
+                let bound = socket.bind(endpoint).await;
+                let bound = bound.with_context(|| format!("binding events endpoint {endpoint}"))?;
+                events_endpoint = Some(bound.to_string());
+            }
             publish = Some(socket);
         }
         let mut replaying = None;
@@ -58,44 +65,81 @@ impl Publisher {
             replaying = Some(tokio::spawn(replay(socket, buffer.clone(), framing)));
         }
         let (batches, received) = mpsc::unbounded_channel();
-        let publishing = tokio::spawn(publish_all(publish, received, buffer, config.clone()));
+        let connect_to = config.kv_events.clone().filter(|_| kv_events_connect);
+        let publishing =
+            tokio::spawn(publish_all(publish, connect_to, received, buffer, config.clone()));
         Ok(Publisher { events_endpoint, replay_endpoint, batches, publishing, replaying })
     }
 }
 
 async fn publish_all(
     mut socket: Option<PubSocket>,
+    connect_to: Option<String>,
     mut batches: mpsc::UnboundedReceiver<Vec<KvEvent>>,
     buffer: Buffer,
     config: SimConfig,
 ) {
-    let topic = Bytes::from(config.topic.clone());
-    let mut seq = 0u64;
+    let mut numbered = Numbered { buffer, seq: 0, config: &config };
+    if let (Some(socket), Some(endpoint)) = (&mut socket, &connect_to) {
+        let connect = connect(socket, endpoint);
+        tokio::pin!(connect);
+        loop {
+            tokio::select! {
+                () = &mut connect => break,
+                // As with any publisher, what happens while nobody is connected goes unheard.
+                batch = batches.recv() => match batch {
+                    Some(events) => drop(numbered.next(&events)),
+                    None => return,
+                },
+            }
+        }
+    }
     while let Some(events) = batches.recv().await {
-        let payload = match encode_batch(config.event_encoding, unix_seconds(), &events) {
-            Ok(payload) => Bytes::from(payload),
-            Err(error) => {
-                tracing::error!(%error, "encoding a batch of events");
-                continue;
-            }
-        };
+        let Some(frames) = numbered.next(&events) else { continue };
+        if let Some(socket) = &mut socket
+            && let Err(error) = socket.send(message(frames)).await
         {
-            let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
-            buffer.push_back((seq, payload.clone()));
-            while buffer.len() > config.buffer_steps {
-                buffer.pop_front();
-            }
+            tracing::warn!(%error, "publishing a batch");
         }
-        if let Some(socket) = &mut socket {
-            let frames = [topic.clone(), Bytes::copy_from_slice(&seq.to_be_bytes()), payload];
-            if let Err(error) = socket.send(message(frames)).await {
-                tracing::warn!(%error, seq, "publishing a batch");
-            }
-        }
-        seq += 1;
     }
     if let Some(mut socket) = socket {
         socket.unbind_all().await;
+    }
+}
+
+/// Connects, however long the other end takes to be there. The socket reconnects by itself.
+async fn connect(socket: &mut PubSocket, endpoint: &str) {
+    while let Err(error) = socket.connect(endpoint).await {
+        tracing::debug!(%error, endpoint, "nobody to publish to");
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    }
+}
+
+/// Gives batches their numbers and keeps them for replay.
+struct Numbered<'a> {
+    buffer: Buffer,
+    seq: u64,
+    config: &'a SimConfig,
+}
+
+impl Numbered<'_> {
+    /// The frames of the next batch.
+    fn next(&mut self, events: &[KvEvent]) -> Option<[Bytes; 3]> {
+        let payload = match encode_batch(self.config.event_encoding, unix_seconds(), events) {
+            Ok(payload) => Bytes::from(payload),
+            Err(error) => {
+                tracing::error!(%error, "encoding a batch of events");
+                return None;
+            }
+        };
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.push_back((self.seq, payload.clone()));
+        while buffer.len() > self.config.buffer_steps {
+            buffer.pop_front();
+        }
+        let seq = Bytes::copy_from_slice(&self.seq.to_be_bytes());
+        self.seq += 1;
+        Some([Bytes::from(self.config.topic.clone()), seq, payload])
     }
 }
 

@@ -11,7 +11,7 @@ use common::{Sim, decode, field, json, patiently, sub_frames};
 use engine_sim::{EventEncoding, ReplayFraming, SimConfig};
 use rmpv::Value as Mp;
 use serde_json::json;
-use zeromq::SocketRecv;
+use zeromq::{Socket, SocketRecv};
 
 fn ids(range: std::ops::Range<u32>) -> Vec<u32> {
     range.collect()
@@ -286,4 +286,26 @@ async fn pyzmq_reads_both_sockets() {
     }
     let line = patiently("end marker", lines.next_line()).await.unwrap().unwrap();
     assert_eq!(line, format!("4 {}", u64::MAX));
+}
+
+#[tokio::test]
+async fn the_publisher_may_connect_and_waits_for_its_listener() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let config = SimConfig {
+        kv_events: Some(endpoint.clone()),
+        topic: "kv@pod@tiny".to_owned(),
+        ..SimConfig::default()
+    };
+    let sim = Sim::start_connecting(config).await;
+    // Nobody listens yet, and requests are served all the same.
+    complete(&sim, ids(7100..7117)).await;
+    let mut socket = zeromq::SubSocket::new();
+    socket.bind(&endpoint).await.unwrap();
+    socket.subscribe("kv@").await.unwrap();
+    let frames = first_batch(&sim, &mut socket).await;
+    assert_eq!(frames[0], b"kv@pod@tiny");
+    // Numbers count what went unheard.
+    assert!(seq(&frames[1]) >= 1);
 }

@@ -36,6 +36,8 @@ pub struct Message {
     pub sequence: u64,
     /// MessagePack.
     pub payload: Bytes,
+    /// Length of the payload if it was too long to be kept, of which `payload` is the beginning.
+    pub cut_from: Option<u64>,
     /// When it was received.
     pub received_at: Instant,
 }
@@ -144,6 +146,16 @@ impl Cursor {
             blind_probes: 0,
             actions: VecDeque::new(),
         }
+    }
+
+    /// The publisher has a replay endpoint, or none any more. For between two connections.
+    pub fn set_replay(&mut self, can_replay: bool) {
+        self.can_replay = can_replay;
+    }
+
+    /// The publisher is not followed any more: what was delivered is void.
+    pub fn retire(&mut self) {
+        self.forget(ResetReason::Gap);
     }
 
     /// The next thing to do.

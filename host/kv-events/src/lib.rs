@@ -1,17 +1,31 @@
-//! KV events of inference engines: what a vLLM or SGLang process announces about the blocks in
-//! its KV cache, read from its ZMQ publisher in order and without holes.
+//! KV events of inference engines: what an engine announces about the blocks in its KV cache,
+//! read from its publisher in order and without holes.
 //!
-//! - [`decode()`] turns one MessagePack payload into an [`EventBatch`], whatever release wrote it.
+//! - [`decode()`] turns one MessagePack payload into an [`EventBatch`], whatever release of vLLM
+//!   or SGLang wrote it.
 //! - [`Cursor`] is the state machine of one publisher: sequence numbers, gaps, replay, restarts.
 //!   It does no I/O and reads no clock.
-//! - [`follow`] joins the two to the sockets of one publisher. Only it knows ZMQ.
+//! - [`follow()`] joins the two to the sockets of one publisher that listens, [`listen()`] to any
+//!   number of publishers that connect. Only [`zmtp`] knows ZMQ.
+//! - [`trtllm`] polls the event list of TensorRT-LLM, and gives the same updates.
 
 mod cursor;
 mod decode;
 mod event;
-mod zmq;
+mod follow;
+mod listen;
+mod message;
+mod replay;
+mod session;
+mod source;
+mod topic;
+pub mod trtllm;
+pub mod zmtp;
 
 pub use cursor::{Action, Cursor, Message, ResetReason, SourceState};
 pub use decode::{DecodeError, MAX_BATCH_EVENTS, MAX_FRAME_BYTES, decode};
 pub use event::{BlockRemoved, BlockStored, EngineKey, EventBatch, ExtraKeys, KvEvent};
-pub use zmq::{SourceConfig, SourceUpdate, Timing, follow, follow_with};
+pub use follow::{SourceConfig, follow, follow_with};
+pub use listen::{EventListener, ListenConfig, ListenUpdate, ReplayOf, listen};
+pub use source::{Counters, Counts, SourceUpdate, Timing};
+pub use topic::Topic;

@@ -42,3 +42,10 @@ pub enum ModelError {
         reason: &'static str,
     },
 }
+
+impl ModelError {
+    /// True when a file does not exist.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, ModelError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}

@@ -26,11 +26,7 @@ impl JsonFile {
     pub(crate) fn read_if_present(path: &Path) -> Result<Option<JsonFile>, ModelError> {
         match JsonFile::read(path) {
             Ok(file) => Ok(Some(file)),
-            Err(ModelError::Read { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(None)
-            }
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     }

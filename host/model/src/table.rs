@@ -1,9 +1,17 @@
 use std::fmt;
 use std::path::Path;
 
+use prompt::AddedToken;
+use serde_json::Value;
+
 use crate::ModelError;
 use crate::files::JsonFile;
-use crate::tokenizer_json;
+use crate::pieces::PieceKind;
+use crate::{ranks, tokenizer_json};
+
+/// Highest id accepted: ten times the largest vocabulary in use, so that one corrupt id cannot
+/// ask for gigabytes.
+const MAX_ID: u64 = 4_000_000;
 
 /// Token id to bytes: one arena, no lossy decoding, so a piece of a character stays a piece.
 #[derive(Clone)]
@@ -18,7 +26,22 @@ pub struct TokenTable {
 impl TokenTable {
     /// Reads the table of one `tokenizer.json`, whatever its tokenizer does around the tokens.
     pub fn read(tokenizer_json: &Path) -> Result<TokenTable, ModelError> {
-        tokenizer_json::token_table(&JsonFile::read(tokenizer_json)?)
+        let file = JsonFile::read(tokenizer_json)?;
+        tokenizer_json::token_table(&file, PieceKind::of(&file)?)
+    }
+
+    /// Reads a `*.tiktoken` file, which does not list its special tokens: those are `special`.
+    pub fn read_tiktoken(
+        tiktoken: &Path,
+        special: &[(u32, Special)],
+    ) -> Result<TokenTable, ModelError> {
+        ranks::tiktoken(tiktoken, special)
+    }
+
+    /// Reads a `tekken.json`. Its control tokens are sentinels, see
+    /// [`prompt::control_token_bytes`]: what a user types never becomes one.
+    pub fn read_tekken(tekken_json: &Path) -> Result<TokenTable, ModelError> {
+        ranks::tekken(&JsonFile::read(tekken_json)?)
     }
 
     /// The bytes `id` stands for; `None` for an id that is no token of this tokenizer.
@@ -67,6 +90,78 @@ impl TokenTable {
         }
         table
     }
+}
+
+/// A special token beside a file of ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Special {
+    /// A text that becomes this token wherever it occurs, also where a user typed it.
+    Text(String),
+    /// A token that no text becomes (harmony): [`prompt::control_token_bytes`].
+    Control,
+}
+
+impl Special {
+    /// As the renderer looks for it.
+    pub(crate) fn as_added(&self) -> Option<AddedToken> {
+        match self {
+            Special::Text(text) => {
+                Some(AddedToken { content: text.clone(), ..AddedToken::default() })
+            }
+            Special::Control => None,
+        }
+    }
+
+    pub(crate) fn bytes(&self, id: u32) -> Vec<u8> {
+        match self {
+            Special::Text(text) => text.clone().into_bytes(),
+            Special::Control => prompt::control_token_bytes(id).to_vec(),
+        }
+    }
+}
+
+/// A table under construction: each id once.
+#[derive(Debug, Default)]
+pub(crate) struct Slots(Vec<Option<Vec<u8>>>);
+
+impl Slots {
+    /// Refuses an id that is too high or taken; `field` says where it stands.
+    pub(crate) fn set(
+        &mut self,
+        file: &JsonFile,
+        id: u64,
+        bytes: Vec<u8>,
+        field: impl Fn() -> String,
+    ) -> Result<(), ModelError> {
+        let slot = slot_for(file, &mut self.0, id, &field)?;
+        if slot.is_some() {
+            return Err(file.unsupported(field(), &Value::from(id), "two pieces share this id"));
+        }
+        *slot = Some(bytes);
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> TokenTable {
+        TokenTable::from_slots(&self.0)
+    }
+}
+
+/// The slot of `id`, with the list grown to it.
+pub(crate) fn slot_for<'a, T>(
+    file: &JsonFile,
+    slots: &'a mut Vec<Option<T>>,
+    id: u64,
+    field: impl Fn() -> String,
+) -> Result<&'a mut Option<T>, ModelError> {
+    let too_high = || file.unsupported(field(), &Value::from(id), "id is out of range");
+    let index = usize::try_from(id).map_err(|_| too_high())?;
+    if id > MAX_ID {
+        return Err(too_high());
+    }
+    if index >= slots.len() {
+        slots.resize_with(index + 1, || None);
+    }
+    slots.get_mut(index).ok_or_else(too_high)
 }
 
 impl fmt::Debug for TokenTable {

@@ -6,16 +6,11 @@ use crate::ModelError;
 use crate::added::added_tokens;
 use crate::files::{JsonFile, kind};
 use crate::pieces::{PieceKind, fallback_byte};
-use crate::table::TokenTable;
-
-/// Highest id accepted: ten times the largest vocabulary in use, so that one corrupt id cannot
-/// ask for gigabytes.
-const MAX_ID: u64 = 4_000_000;
+use crate::table::{TokenTable, slot_for};
 
 /// Builds the table, or says which value of the file stands in the way.
-pub(crate) fn token_table(file: &JsonFile) -> Result<TokenTable, ModelError> {
-    let kind = PieceKind::of(file)?;
-    let vocabulary = vocabulary(file)?;
+pub(crate) fn token_table(file: &JsonFile, kind: PieceKind) -> Result<TokenTable, ModelError> {
+    let vocabulary = vocabulary(file, kind)?;
     let mut slots: Vec<Option<(String, Vec<u8>)>> = Vec::new();
     for (piece, id) in vocabulary {
         let slot = slot_for(file, &mut slots, id, || format!("model.vocab[{piece:?}]"))?;
@@ -47,32 +42,15 @@ pub(crate) fn token_table(file: &JsonFile) -> Result<TokenTable, ModelError> {
     Ok(TokenTable::from_slots(&slots))
 }
 
-fn slot_for<'a, T>(
-    file: &JsonFile,
-    slots: &'a mut Vec<Option<T>>,
-    id: u64,
-    field: impl Fn() -> String,
-) -> Result<&'a mut Option<T>, ModelError> {
-    let too_high = || file.unsupported(field(), &Value::from(id), "id is out of range");
-    let index = usize::try_from(id).map_err(|_| too_high())?;
-    if id > MAX_ID {
-        return Err(too_high());
-    }
-    if index >= slots.len() {
-        slots.resize_with(index + 1, || None);
-    }
-    slots.get_mut(index).ok_or_else(too_high)
-}
-
 /// The pieces of the model with their ids.
-fn vocabulary(file: &JsonFile) -> Result<Vec<(&str, u64)>, ModelError> {
+fn vocabulary(file: &JsonFile, pieces_kind: PieceKind) -> Result<Vec<(&str, u64)>, ModelError> {
     let model = file.get("model").ok_or_else(|| file.missing("model"))?;
     let vocab = model.get("vocab").ok_or_else(|| file.missing("model.vocab"))?;
     // Files written before tokenizers 0.8 do not name the type; only BPE has merges.
     let untyped_bpe = model.get("type").is_none() && model.get("merges").is_some();
     match kind(model) {
-        "BPE" => bpe_vocabulary(file, model, vocab),
-        "" if untyped_bpe => bpe_vocabulary(file, model, vocab),
+        "BPE" => bpe_vocabulary(file, model, vocab, pieces_kind),
+        "" if untyped_bpe => bpe_vocabulary(file, model, vocab, pieces_kind),
         "Unigram" => unigram_vocabulary(file, vocab),
         _ => {
             let value = model.get("type").unwrap_or(&Value::Null);
@@ -85,6 +63,7 @@ fn bpe_vocabulary<'a>(
     file: &JsonFile,
     model: &Value,
     vocab: &'a Value,
+    pieces_kind: PieceKind,
 ) -> Result<Vec<(&'a str, u64)>, ModelError> {
     for name in ["continuing_subword_prefix", "end_of_word_suffix"] {
         if let Some(value) = model.get(name).filter(|v| v.as_str().is_some_and(|s| !s.is_empty())) {
@@ -109,7 +88,7 @@ fn bpe_vocabulary<'a>(
         .collect::<Result<Vec<_>, ModelError>>()?;
     let fallback = model.get("byte_fallback").filter(|value| value.as_bool() == Some(true));
     if let Some(value) = fallback
-        && PieceKind::of(file)? == PieceKind::ByteLevel
+        && pieces_kind == PieceKind::ByteLevel
         && pieces.iter().any(|(piece, _)| fallback_byte(piece).is_some())
     {
         return Err(file.unsupported(

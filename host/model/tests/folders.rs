@@ -169,13 +169,30 @@ fn refusals_name_file_field_and_value() {
     check(with(b(), "", "decoder", json!({"type": "WordPiece"})), &["decoder", "WordPiece"]);
     check(with(b(), "", "normalizer", json!({"type": "Lowercase"})), &["normalizer", "Lowercase"]);
     check(
-        with(b(), "/pre_tokenizer", "add_prefix_space", json!(true)),
-        &["pre_tokenizer.add_prefix_space", "true"],
+        with(b(), "/added_tokens/0", "single_word", json!(true)),
+        &["added_tokens[0].single_word", "<s>"],
     );
-    check(with(b(), "/added_tokens/0", "rstrip", json!(true)), &["added_tokens[0].rstrip", "<s>"]);
+    let prefix = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Digits"}, {"type": "ByteLevel", "add_prefix_space": true}]});
+    check(with(b(), "", "pre_tokenizer", prefix), &["pre_tokenizer.pretokenizers[1]", "second"]);
+    let prepend = json!({"type": "Prepend", "prepend": "▁"});
+    check(with(b(), "", "normalizer", prepend.clone()), &["normalizer", "Prepend"]);
+    let always = json!({"type": "Metaspace", "replacement": "▁"});
+    let twice = with(with(s(), "", "normalizer", prepend), "", "pre_tokenizer", always.clone());
+    check(twice, &["pre_tokenizer", "second"]);
+    let normal_blank = json!([{"id": 4, "content": "a b", "normalized": true}]);
+    let late = with(with(s(), "", "pre_tokenizer", always), "", "added_tokens", normal_blank);
+    check(late, &["added_tokens[0]", "a b", "only after"]);
+    let eats = json!([{"id": 3, "content": "▁▁", "normalized": true, "lstrip": true}]);
+    check(with(s(), "", "added_tokens", eats), &["added_tokens[0]", "blanks"]);
     check(with(b(), "/added_tokens/0", "id", json!(0)), &["added_tokens[0].content", "<s>"]);
     check(
-        with(s(), "", "pre_tokenizer", json!({"type": "Metaspace", "replacement": "▁"})),
+        with(
+            s(),
+            "",
+            "pre_tokenizer",
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "x"}),
+        ),
         &["pre_tokenizer.prepend_scheme"],
     );
     check(

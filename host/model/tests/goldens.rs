@@ -5,7 +5,8 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use model::{ModelFolder, TokenTable};
+use model::ModelFolder;
+use prompt::{SegmentPrefix, TextMode};
 use serde::Deserialize;
 use tokenizers::{Normalizer as _, Tokenizer};
 
@@ -96,18 +97,18 @@ fn qwen3_texts_survive() {
 #[test]
 fn tinyllama_texts_survive_behind_the_dummy_prefix() {
     let Some((folder, path)) = shared_tokenizer("tinyllama") else { return };
-    let table = TokenTable::read(&path).unwrap();
+    let model = ModelFolder::load(folder.path()).unwrap();
+    assert_eq!(model.spec.segment_prefix, SegmentPrefix::Each);
+    assert_eq!(model.spec.completions_prefix, "<s>");
     let tokenizer = Tokenizer::from_file(path).unwrap();
-    assert_eq!(table.len(), tokenizer.get_vocab_size(true));
-    assert_eq!(table.bytes(13), Some(&b"\n"[..]), "<0x0A>");
+    assert_eq!(model.tokens.len(), tokenizer.get_vocab_size(true));
+    assert_eq!(model.tokens.bytes(13), Some(&b"\n"[..]), "<0x0A>");
+    let mode = TextMode::new(&model.spec);
     for golden in goldens() {
-        // A typed U+2581 is a space to SentencePiece: the one thing its ids do not keep.
-        let expected = golden.text.replace('\u{2581}', " ");
-        let prefix = if expected.is_empty() { "" } else { " " };
-        let encoding = tokenizer.encode_fast(golden.text.as_str(), false).unwrap();
-        let bytes = table.text(encoding.get_ids()).unwrap();
-        assert_eq!(String::from_utf8(bytes).unwrap(), format!("{prefix}{expected}"));
+        for text in [golden.text.clone(), format!("<s>{}</s><s> {}", golden.text, golden.text)] {
+            let encoding = tokenizer.encode_fast(text.as_str(), false).unwrap();
+            let bytes = model.tokens.text(encoding.get_ids()).unwrap();
+            assert_eq!(String::from_utf8(bytes).unwrap(), mode.apply(text));
+        }
     }
-    let error = ModelFolder::load(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("normalizer.normalizers[0]") && error.contains("Prepend"), "{error}");
 }

@@ -8,12 +8,17 @@
 //! A *node* is one block of one chain of text, shared by all endpoints. It *ends* the strides whose
 //! last byte lies in it. An endpoint *holds* a node while its count in a tier is above 0, and
 //! *reaches* it while it holds all its ancestors too. Each endpoint is listed under a stride iff it
-//! reaches a node that ends it.
+//! reaches a node that ends it. A store whose parent is not known has no position: it is *parked*,
+//! bounded and for a time, and attached when its parent comes. A node that nobody holds any more is
+//! *retained* for a while, because a block that moves to another tier is announced by hash alone.
 
 mod dirty;
+mod hybrid;
 mod index;
 mod node;
+mod parked;
 mod strides;
 
-pub use index::{Index, IndexConfig, IndexStats, StoredBlocks, Tier};
+pub use hybrid::Window;
+pub use index::{Index, IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier};
 pub use node::EngineHash;

@@ -2,10 +2,18 @@
 
 Plays the frames of a session file. Commands on stdin, one answer in JSON per command on stdout:
 
-    send N        publish the next N batches                     {"next": n}
+    send N        publish the next N batches
+    hold N        the next N batches happen and can be replayed, but nobody is told
+    live SEQ...   publish batches again, or those held, in this order
+    file PATH     publish the content of a file as the payload of the next batch
+    big BYTES     publish a payload of so many bytes as the next batch
+    raw HEX...    publish a message of these frames, which is no batch
     restart       forget everything and count from 0 again, on the same ports; the connections
-                  break, as with a real restart                   {"next": 0}
+                  break, as with a real restart
+    look          nothing
     quit          end
+
+An answer is {"next": number of the next batch, "replays": requests served so far}.
 
 The first line of stdout is {"pub": port, "replay": port or null}.
 """
@@ -38,13 +46,19 @@ class Publisher:
 
     def start(self):
         self.context = zmq.Context()
-        self.next, self.kept = 0, []
+        self.next, self.kept, self.replays = 0, [], 0
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         self.pub = self.context.socket(zmq.PUB)
         self.pub.linger = 0
-        self.pub.bind(f"tcp://127.0.0.1:{self.ports[0]}")
-        port = lambda socket: int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        self.pub.sndhwm = 100_000
+        if self.args.connect:
+            self.pub.connect(self.args.connect)
+        else:
+            self.pub.bind(f"tcp://127.0.0.1:{self.ports[0]}")
+        def port(socket):
+            return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+
         replay_port = None
         self.thread = None
         if not self.args.no_replay:
@@ -72,6 +86,7 @@ class Publisher:
                 continue
             identity, empty, start = router.recv_multipart()
             start = int.from_bytes(start, "big")
+            self.replays += 1
             self.stopping.wait(self.args.delay)
             with self.lock:
                 kept = [frame for frame in self.kept if frame[0] >= start]
@@ -85,15 +100,41 @@ class Publisher:
                 router.send_multipart(before + [END, b""])
         router.close()
 
-    def send(self, count):
-        for _ in range(count):
-            topic, payload = self.frames[self.taken % len(self.frames)]
+    def batch(self, payload, live=True):
+        """The next batch: of the session, or with a payload of its own."""
+        topic, recorded = self.frames[self.taken % len(self.frames)]
+        topic = self.args.topic.encode() if self.args.topic else topic
+        if payload is None:
+            payload = recorded
             self.taken += 1
-            with self.lock:
-                self.kept.append((self.next, topic, payload))
-            if self.next not in self.args.drop:
-                self.pub.send_multipart([topic, self.next.to_bytes(8, "big"), payload])
-            self.next += 1
+        with self.lock:
+            self.kept = [*self.kept, (self.next, topic, payload)][-self.args.buffer:]
+        if live and self.next not in self.args.drop:
+            self.pub.send_multipart([topic, self.next.to_bytes(8, "big"), payload])
+        self.next += 1
+
+    def live(self, wanted):
+        for number in wanted:
+            for seq, topic, payload in self.kept:
+                if seq == number:
+                    self.pub.send_multipart([topic, seq.to_bytes(8, "big"), payload])
+
+    def obey(self, command, *rest):
+        if command in ("send", "hold"):
+            for _ in range(int(rest[0])):
+                self.batch(None, live=command == "send")
+        elif command == "live":
+            self.live([int(number) for number in rest])
+        elif command == "file":
+            with open(rest[0], "rb") as file:
+                self.batch(file.read())
+        elif command == "big":
+            self.batch(bytes(int(rest[0])))
+        elif command == "raw":
+            self.pub.send_multipart([bytes.fromhex(frame) for frame in rest])
+        elif command == "restart":
+            self.stop()
+            self.start()
 
 
 def main():
@@ -104,6 +145,9 @@ def main():
     parser.add_argument("--drop", type=int, nargs="*", default=[], help="sequence numbers never sent live")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before a replay is answered")
     parser.add_argument("--pieces", type=int, default=0, help="answers per replay request, the end marker lost")
+    parser.add_argument("--buffer", type=int, default=10_000, help="batches kept for replay")
+    parser.add_argument("--connect", help="connect the PUB socket to this endpoint instead of binding it")
+    parser.add_argument("--topic", help="instead of the recorded one")
     parser.add_argument("--no-replay", action="store_true")
     parser.add_argument("--pub-port", type=int, default=0)
     parser.add_argument("--replay-port", type=int, default=0)
@@ -113,14 +157,10 @@ def main():
     answer({"pub": publisher.ports[0], "replay": None if args.no_replay else publisher.ports[1]})
     for line in sys.stdin:
         command, *rest = line.split()
-        if command == "send":
-            publisher.send(int(rest[0]))
-        elif command == "restart":
-            publisher.stop()
-            publisher.start()
-        elif command == "quit":
+        if command == "quit":
             break
-        answer({"next": publisher.next})
+        publisher.obey(command, *rest)
+        answer({"next": publisher.next, "replays": publisher.replays})
     publisher.stop()
 
 

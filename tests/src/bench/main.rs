@@ -4,6 +4,7 @@ mod cpu;
 mod freshness;
 mod load;
 mod machine;
+mod memory;
 mod publisher;
 mod table;
 
@@ -29,6 +30,8 @@ enum Bench {
     Cpu(cpu::Flags),
     /// Time from an event's publication until a request is routed by it
     Freshness(freshness::Flags),
+    /// Memory of ten million (stride, endpoint) pairs in daemon and gateway
+    Memory(memory::Flags),
 }
 
 #[tokio::main]
@@ -47,6 +50,7 @@ async fn main() -> ExitCode {
         match &flags.bench {
             Bench::Cpu(cpu) => cpu::run(cpu).await,
             Bench::Freshness(freshness) => freshness::run(freshness).await,
+            Bench::Memory(memory) => memory::run(memory).await,
         }
     };
     let outcome = tokio::select! {

@@ -64,6 +64,7 @@ impl Gateway {
             pool: "pool".into(),
             model: model.into(),
             aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+            token_ids_scope: (scope == 0).then_some(5),
         };
         let entries = vec![entry(0, "m", &["alias"]), entry(1, "other", &[])];
         self.set(Key::Directory(odd), &Directory { epoch, entries }.encode());
@@ -112,6 +113,7 @@ impl Gateway {
                         tokens,
                         gpu: slots,
                         offloaded: &[],
+                        resumes: &[],
                     });
                 }
             }
@@ -233,12 +235,64 @@ fn salts_aliases_chats_and_prefixed_paths() {
     assert_eq!(first(gateway.send("/v1/chat/completions", &chat)), "b");
 }
 
+/// Buckets of `scope` with these strides, 16 tokens each.
+fn set_strides(
+    gateway: &Gateway,
+    scope: u16,
+    keys: &[StrideKey],
+    slots: &[u16],
+    resume: impl Fn(u32) -> Vec<(u16, u32)>,
+) {
+    for bucket in 0..BUCKETS {
+        let mut writer = BucketWriter::new(8);
+        for (key, tokens) in keys.iter().zip((16u32..).step_by(16)) {
+            if bucket_of(*key, BUCKETS) == bucket {
+                writer.push(BucketEntry {
+                    fingerprint: fingerprint_of(*key),
+                    tokens,
+                    gpu: slots,
+                    offloaded: &[],
+                    resumes: &resume(tokens),
+                });
+            }
+        }
+        gateway.set(Key::Bucket(scope, bucket), &writer.finish());
+    }
+}
+
+#[test]
+fn a_prompt_of_token_ids_is_matched_in_its_own_key_space() {
+    let mut gateway = Gateway::new();
+    let ids: Vec<u32> = (500..600).collect();
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let root = Namespace { model: "m", lora: None, salt: None }.root_of_token_ids(&SEED);
+    let keys = KeyChain::keys_of(root, &SEED, &bytes);
+    set_strides(&gateway, 5, &keys[..3], &[2], |_| vec![]);
+    for prompt in [serde_json::json!(ids), serde_json::json!([ids])] {
+        let body = serde_json::json!({"model": "m", "prompt": prompt}).to_string();
+        assert!(gateway.send("/v1/completions", &body).unwrap().starts_with("c,"));
+        assert_eq!(gateway.line()["scores"], serde_json::json!({"c": 3}));
+    }
+}
+
+#[test]
+fn a_hybrid_engine_counts_up_to_where_it_can_resume() {
+    let mut gateway = Gateway::new();
+    let root = Namespace { model: "m", lora: None, salt: None }.root(&SEED);
+    let keys = KeyChain::keys_of(root, &SEED, text(640).as_bytes());
+    set_strides(&gateway, 0, &keys, &[0, 1], |tokens| vec![(1, tokens.min(48))]);
+    assert!(gateway.complete(&text(648)).unwrap().starts_with("a,"));
+    assert_eq!(gateway.line()["scores"], serde_json::json!({"a": 10, "b": 3}));
+    // 3 * 3/10 + 2: the share of the prompt that b can reuse.
+    assert_eq!(gateway.line()["totals"]["b"].as_f64(), Some(2.9));
+}
+
 #[test]
 fn what_cannot_be_matched_is_routed_by_load_with_the_reason() {
     let mut gateway = Gateway::new();
     gateway.loads(8, &[Some(5), Some(0), Some(7)]);
     for (body, reason) in [
-        (r#"{"model":"m","prompt":[1,2,3]}"#, "token_ids"),
+        (r#"{"model":"m","prompt":["a","b"]}"#, "several_prompts"),
         (r#"{"model":"m","prompt":"x","prompt_logprobs":1}"#, "request_skips_cache"),
     ] {
         assert_eq!(gateway.send("/v1/completions", body).as_deref(), Some("b,a"));

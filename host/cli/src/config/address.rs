@@ -111,6 +111,15 @@ pub(super) fn zmq(key: &str, text: &str) -> Result<String, Refused> {
     }
 }
 
+/// An address to listen at: as [`zmq`], and `*` for every interface.
+pub(super) fn zmq_bind(key: &str, text: &str) -> Result<String, Refused> {
+    let concrete = text.replacen("tcp://*:", "tcp://0.0.0.0:", 1);
+    match zmq(key, &concrete) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(Refused::new(key, text, "tcp://*:PORT, tcp://HOST:PORT or ipc://PATH")),
+    }
+}
+
 /// An `http://` URL with a host and a path.
 pub(super) fn http_url(key: &str, text: &str) -> Result<String, Refused> {
     let refused = || Refused::new(key, text, "http://HOST:PORT/PATH");

@@ -7,8 +7,8 @@ use super::address;
 use super::error::Refused;
 use super::raw::{Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting};
 use super::{
-    BUFFER_LIMIT_BYTES, Config, Endpoint, Envoy, FeedAddress, Gateway, Metrics, Model, Pool,
-    Routing, SCORER_TYPES, Scorer,
+    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Metrics, Model,
+    Pool, Routing, SCORER_TYPES, Scorer,
 };
 
 /// Envoy's own names of its log levels.
@@ -26,6 +26,10 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
         file: file.to_owned(),
         data_dir: address::resolve(base, &filled("dataDir", raw.data_dir)?),
         admin: address::canonical("admin", &raw.admin)?,
+        kv_events_listen: raw
+            .kv_events_listen
+            .map(|text| address::zmq_bind("kvEventsListen", &text))
+            .transpose()?,
         gateways,
         pools: pools(raw.pools, base)?,
         metrics: Metrics {
@@ -154,6 +158,7 @@ fn model(
         name,
         aliases: raw.aliases,
         folder: address::resolve(base, &filled(&format!("{key}.folder"), raw.folder)?),
+        token_id_prompts: raw.token_id_prompts,
         max_strides: within(&format!("{key}.maxStrides"), raw.max_strides, 1_024, 1_000_000_000)?,
     })
 }
@@ -176,10 +181,30 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
             return Err(Refused::new(format!("{key}.model"), name, expected));
         }
     };
+    let engine = match raw.engine.as_deref() {
+        None => EngineKind::Vllm,
+        Some(name) => match EngineKind::NAMES.iter().find(|(known, _)| *known == name) {
+            Some((_, kind)) => *kind,
+            None => {
+                return Err(Refused::new(
+                    format!("{key}.engine"),
+                    name,
+                    "vllm, sglang or tensorrt-llm",
+                ));
+            }
+        },
+    };
     let zmq = |name: &str, text: Option<String>| {
         text.map(|text| address::zmq(&format!("{key}.{name}"), &text)).transpose()
     };
-    let (kv_events, replay) = (zmq("kvEvents", raw.kv_events)?, zmq("replay", raw.replay)?);
+    let kv_events = match engine {
+        EngineKind::Trtllm => raw
+            .kv_events
+            .map(|text| address::http_url(&format!("{key}.kvEvents"), &text))
+            .transpose()?,
+        _ => zmq("kvEvents", raw.kv_events)?,
+    };
+    let replay = zmq("replay", raw.replay)?;
     if let (None, Some(replay)) = (&kv_events, &replay) {
         let expected = "nothing, or kvEvents beside it: there are no events to replay";
         return Err(Refused::new(format!("{key}.replay"), replay, expected));
@@ -192,6 +217,7 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
         address: raw.address,
         socket,
         model,
+        engine,
         kv_events,
         replay,
         topic: raw.topic,

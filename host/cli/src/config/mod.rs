@@ -27,6 +27,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the daemon answers `/healthz`, `/readyz` and `/metrics`. Port 0 takes a free one.
     pub admin: SocketAddr,
+    /// Where engines that connect by themselves publish; topics `kv@POD@MODEL`.
+    pub kv_events_listen: Option<String>,
     /// The gateways the daemon pushes to; at least one.
     pub gateways: Vec<Gateway>,
     /// The pools; at least one, names unique. Requests without another route go to the first.
@@ -75,6 +77,28 @@ pub struct Model {
     pub folder: PathBuf,
     /// Bound of the gateway's index, in strides.
     pub max_strides: u64,
+    /// Whether prompts given as token ids are matched too, in a key space of their own.
+    pub token_id_prompts: bool,
+}
+
+/// Kinds of engines, which differ in what their events mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// vLLM: physical blocks, stored and removed one by one.
+    Vllm,
+    /// SGLang: a tree, in which a block is or is not.
+    Sglang,
+    /// TensorRT-LLM: a tree; its events are fetched over HTTP.
+    Trtllm,
+}
+
+impl EngineKind {
+    /// Names in the configuration.
+    pub const NAMES: [(&'static str, EngineKind); 3] = [
+        ("vllm", EngineKind::Vllm),
+        ("sglang", EngineKind::Sglang),
+        ("tensorrt-llm", EngineKind::Trtllm),
+    ];
 }
 
 /// One engine, or one data-parallel rank of it.
@@ -86,7 +110,9 @@ pub struct Endpoint {
     pub socket: SocketAddr,
     /// Name of one of the pool's models.
     pub model: String,
-    /// ZMQ address of its KV events. Without it the endpoint has no prefix state.
+    /// What kind of engine it is.
+    pub engine: EngineKind,
+    /// ZMQ address of its KV events; for TensorRT-LLM the URL of its event list. Without it the endpoint has no prefix state.
     pub kv_events: Option<String>,
     /// ZMQ address of its replay socket.
     pub replay: Option<String>,

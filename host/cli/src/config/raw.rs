@@ -13,6 +13,7 @@ pub(super) struct Raw {
     pub(super) data_dir: String,
     #[serde(default = "default_admin")]
     pub(super) admin: String,
+    pub(super) kv_events_listen: Option<String>,
     pub(super) gateways: Option<Vec<RawGateway>>,
     pub(super) pools: Vec<RawPool>,
     pub(super) metrics: Option<RawMetrics>,
@@ -45,6 +46,8 @@ pub(super) struct RawModel {
     pub(super) folder: String,
     #[serde(default = "default_max_strides")]
     pub(super) max_strides: i64,
+    #[serde(default)]
+    pub(super) token_id_prompts: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,6 +55,7 @@ pub(super) struct RawModel {
 pub(super) struct RawEndpoint {
     pub(super) address: String,
     pub(super) model: Option<String>,
+    pub(super) engine: Option<String>,
     pub(super) kv_events: Option<String>,
     pub(super) replay: Option<String>,
     #[serde(default)]

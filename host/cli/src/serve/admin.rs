@@ -1,5 +1,6 @@
 //! The daemon's own pages: `/healthz`, `/readyz`, `/metrics`.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use axum::Router;
@@ -30,12 +31,15 @@ async fn ready(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
 }
 
 fn details(daemon: &Daemon) -> (bool, Value) {
+    // Read before what is pending: a check changes the index before it stops waiting.
+    let waiting = |scope: &Arc<Scope>| scope.checks.waiting.load(Ordering::Relaxed);
+    let unchecked = daemon.scopes.iter().map(waiting).sum::<u64>();
     let mut is_ready = true;
     let mut gateways = Vec::new();
     for (watcher, gateway) in daemon.gateways.iter().enumerate() {
         // Read before the index: what leaves it as pending is in flight by then.
         let pending = |in_flight: bool| {
-            let dirty = |scope: &Arc<Scope>| scope.live().index.dirty_count(watcher);
+            let dirty = |scope: &Arc<Scope>| scope.live().dirty_count(watcher);
             daemon.scopes.iter().map(dirty).sum::<usize>() + usize::from(in_flight)
         };
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,7 +58,8 @@ fn details(daemon: &Daemon) -> (bool, Value) {
     let mut endpoints = Vec::new();
     for scope in &daemon.scopes {
         let live = scope.live();
-        for (endpoint, engine) in scope.endpoints.iter().zip(&live.engines) {
+        for (slot, (endpoint, engine)) in (0u16..).zip(scope.endpoints.iter().zip(&live.engines)) {
+            let held_blocks = live.indexes.first().map(|(_, index)| index.held_blocks(slot));
             is_ready &= engine.load.is_ready
                 && matches!(engine.source, SourceState::Live | SourceState::None);
             endpoints.push(json!({
@@ -64,12 +69,23 @@ fn details(daemon: &Daemon) -> (bool, Value) {
                 "ready": engine.load.is_ready,
                 "source": source_name(engine.source),
                 "block_size_tokens": engine.block_size_tokens,
+                "metrics_block_size_tokens": engine.metrics_block_size_tokens,
+                "has_events": endpoint.kv_events.is_some(),
+                "has_replay": endpoint.replay.is_some(),
                 "event_batches": engine.counters.batches,
+                "last_batch_ms": engine.last_batch.map(|at| at.elapsed().as_millis() as u64),
+                "held_blocks": held_blocks,
+                "resets": engine.counters.resets,
+                "undecodable": engine.counters.undecodable,
+                "other_groups": engine.counters.other_groups,
                 "error": engine.scrape_error,
             }));
         }
     }
-    (is_ready, json!({ "ready": is_ready, "gateways": gateways, "endpoints": endpoints }))
+    (
+        is_ready,
+        json!({ "ready": is_ready, "unchecked_blocks": unchecked, "gateways": gateways, "endpoints": endpoints }),
+    )
 }
 
 pub(crate) fn source_name(source: SourceState) -> &'static str {

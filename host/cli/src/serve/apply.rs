@@ -1,10 +1,11 @@
 //! From an engine's events to the index.
 
 use kv_events::{BlockStored, EngineKey, KvEvent, SourceState as EventState, SourceUpdate};
-use prefix_index::{EngineHash, StoredBlocks, Tier};
+use prefix_index::{EngineHash, StoredBlocks, Tier, Window};
 use routing::SourceState;
 
 use super::scope::{Live, Scope};
+use crate::config::EngineKind;
 
 /// Applies one update of a source.
 pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
@@ -12,6 +13,8 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
         SourceUpdate::Batch { batch, .. } => {
             let mut live = scope.live();
             counters(&mut live, slot).batches += 1;
+            live.engines[usize::from(slot)].last_batch = Some(std::time::Instant::now());
+            live.each().for_each(|index| index.begin_batch(slot));
             for event in &batch.events {
                 apply_event(scope, &mut live, slot, event);
             }
@@ -25,7 +28,7 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
                 "prefix state of the engine is void"
             );
             let mut live = scope.live();
-            live.index.clear(slot);
+            live.each().for_each(|index| index.clear(slot, None));
             counters(&mut live, slot).resets += 1;
             drop(live);
             scope.changed();
@@ -62,20 +65,32 @@ fn counters(live: &mut Live, slot: u16) -> &mut super::scope::EngineCounters {
 
 fn apply_event(scope: &Scope, live: &mut Live, slot: u16, event: &KvEvent) {
     match event {
-        KvEvent::Stored(stored) if !is_full_attention(stored) => {
-            // The full-attention match of a hybrid model is an upper bound only.
-            counters(live, slot).other_groups += 1;
-            degrade(live, slot);
-        }
-        KvEvent::Stored(stored) => store(scope, live, slot, stored),
+        KvEvent::Stored(stored) => match group(stored) {
+            Group::Full => store(scope, live, slot, stored),
+            Group::Windowed(number, window) => {
+                let hashes = hashes(&stored.block_hashes);
+                live.each().for_each(|index| index.store_window(slot, number, window, &hashes));
+            }
+            Group::Unknown => {
+                // What such a group keeps decides what the engine can reuse.
+                counters(live, slot).other_groups += 1;
+                degrade(live, slot);
+            }
+        },
         KvEvent::Removed(removed) => {
             counters(live, slot).removed_blocks += removed.block_hashes.len() as u64;
-            let hashes = hashes(&removed.block_hashes);
-            live.index.remove(slot, &hashes, tier(removed.medium.as_deref()));
+            let (hashes, tier) = (hashes(&removed.block_hashes), tier(removed.medium.as_deref()));
+            for index in live.each() {
+                let group = removed.group_idx.unwrap_or(0);
+                if !index.remove_window(slot, group, &hashes) {
+                    index.remove(slot, &hashes, tier);
+                }
+            }
         }
         KvEvent::AllBlocksCleared => {
             counters(live, slot).cleared += 1;
-            live.index.clear(slot);
+            // It is the GPU pool's reset and says nothing of other tiers.
+            live.each().for_each(|index| index.clear(slot, Some(Tier::Gpu)));
         }
         KvEvent::Unknown(_) => counters(live, slot).unknown_events += 1,
     }
@@ -89,12 +104,30 @@ fn degrade(live: &mut Live, slot: u16) {
     }
 }
 
-/// Kinds of vLLM's `kv_cache_spec_kind` in which every block of the prefix stays cached; engines
-/// that do not say have one group.
-fn is_full_attention(stored: &BlockStored) -> bool {
+/// How an engine uses the blocks of a KV cache group.
+enum Group {
+    /// Every block of the prefix is needed, and stays cached.
+    Full,
+    /// Only a window of the past is needed.
+    Windowed(u32, Window),
+    /// A kind this build does not know, or one without its numbers.
+    Unknown,
+}
+
+/// By vLLM's `kv_cache_spec_kind`; engines that do not say have one group.
+fn group(stored: &BlockStored) -> Group {
+    let number = stored.group_idx.unwrap_or(0);
+    let windowed = |window: fn(u32) -> Window| match stored.sliding_window {
+        Some(tokens) => Group::Windowed(number, window(tokens)),
+        None => Group::Unknown,
+    };
     match stored.kv_cache_spec_kind.as_deref() {
-        Some(kind) => matches!(kind, "full_attention" | "mla_attention" | "sink_full_attention"),
-        None => stored.group_idx.unwrap_or(0) == 0,
+        None if number == 0 => Group::Full,
+        Some("full_attention" | "mla_attention" | "sink_full_attention") => Group::Full,
+        Some("sliding_window" | "sliding_window_mla") => windowed(Window::Sliding),
+        Some("chunked_local_attention") => windowed(Window::Chunked),
+        Some("mamba") => Group::Windowed(number, Window::State),
+        _ => Group::Unknown,
     }
 }
 
@@ -115,17 +148,36 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
         .zip(&stored.block_hashes)
         .map(|(keys, hash)| if keys.multimodal || keys.embeds { hash.0 | 1 } else { 0 })
         .collect();
+    let (hashes, tier) = (hashes(&stored.block_hashes), tier(stored.medium.as_deref()));
+    if stored.token_ids.is_empty() {
+        // Offloading connectors name blocks by hash alone.
+        live.each().for_each(|index| index.announce(slot, &hashes, tier));
+        return;
+    }
     let blocks = StoredBlocks {
-        hashes: &hashes(&stored.block_hashes),
+        hashes: &hashes,
         parent: stored.parent_block_hash.map(|EngineKey(hash)| EngineHash(hash)),
         token_ids: &stored.token_ids,
         block_size_tokens: stored.block_size,
-        tier: tier(stored.medium.as_deref()),
+        tier,
         lora: lora.as_deref(),
         salt: stored.salt(),
         beyond_text: &beyond_text,
     };
-    live.index.store(slot, &blocks, |id| scope.tokens.bytes(id));
+    // vLLM announces blocks that fill while it generates one by one; SGLang does not say.
+    let is_generated = match scope.endpoints[usize::from(slot)].engine {
+        EngineKind::Vllm => hashes.len() == 1 && blocks.parent.is_some(),
+        EngineKind::Sglang | EngineKind::Trtllm => true,
+    };
+    let size = stored.block_size.max(1) as usize;
+    if let Some(asker) = &mut live.asker {
+        let tokens: Vec<&[u32]> = stored.token_ids.chunks_exact(size).collect();
+        asker.stored(slot, blocks.parent, &hashes, &tokens, is_generated);
+    }
+    let now_ms = scope.started.elapsed().as_millis() as u64;
+    for index in live.each() {
+        index.store(slot, &blocks, now_ms, |id| scope.tokens.bytes(id));
+    }
 }
 
 fn hashes(keys: &[EngineKey]) -> Vec<EngineHash> {

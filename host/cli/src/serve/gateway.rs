@@ -5,7 +5,7 @@ use std::sync::Arc;
 use feed::{BatchBuilder, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable, Table};
 use feed_push::{Fill, StateSource};
 
-use super::scope::{Scope, record};
+use super::scope::{Live, Scope, record};
 
 /// State of all scopes for one gateway.
 pub(crate) struct GatewayFeed {
@@ -24,14 +24,15 @@ struct ScopeFeed {
 #[derive(Default)]
 struct InFlight {
     singletons: bool,
-    buckets: Vec<(usize, u32)>,
+    /// Scope, index within it, bucket.
+    buckets: Vec<(usize, usize, u32)>,
     loads: Vec<usize>,
 }
 
 impl GatewayFeed {
     pub(crate) fn new(scopes: &[Arc<Scope>]) -> Self {
         let feed_of = |scope: &Arc<Scope>| ScopeFeed {
-            watcher: scope.live().index.watch(),
+            watcher: scope.live().each().map(|index| index.watch()).max().unwrap_or(0),
             scope: Arc::clone(scope),
             load_sent: 0,
         };
@@ -49,6 +50,7 @@ impl GatewayFeed {
             pool: feed.scope.pool.clone(),
             model: feed.scope.model.name.clone(),
             aliases: feed.scope.model.aliases.clone(),
+            token_ids_scope: feed.scope.token_ids_number,
         });
         let directory = Directory { epoch, entries: entries.collect() };
         batch.push(Key::Directory(odd), &directory.encode());
@@ -68,7 +70,7 @@ impl StateSource for GatewayFeed {
         self.are_singletons_sent = false;
         for feed in &mut self.scopes {
             feed.load_sent = 0;
-            feed.scope.live().index.mark_all(feed.watcher);
+            feed.scope.live().each().for_each(|index| index.mark_all(feed.watcher));
         }
     }
 
@@ -96,18 +98,21 @@ impl StateSource for GatewayFeed {
                 *load_sent = live.load_version;
                 self.in_flight.loads.push(i);
             }
-            while has_room(batch)
-                && let Some(bucket) = live.index.next_dirty(*watcher)
-            {
-                let (value, dropped) = live.index.encode_bucket(bucket, epoch);
-                live.overflow += u64::from(dropped);
-                batch.push(Key::Bucket(scope.number, bucket), &value);
-                self.in_flight.buckets.push((i, bucket));
+            let Live { indexes, overflow, .. } = &mut *live;
+            for (at, (number, index)) in indexes.iter_mut().enumerate() {
+                while has_room(batch)
+                    && let Some(bucket) = index.next_dirty(*watcher)
+                {
+                    let (value, dropped) = index.encode_bucket(bucket, epoch);
+                    *overflow += u64::from(dropped);
+                    batch.push(Key::Bucket(*number, bucket), &value);
+                    self.in_flight.buckets.push((i, at, bucket));
+                }
             }
         }
         let is_drained = self.scopes.iter().all(|feed| {
             let live = feed.scope.live();
-            feed.load_sent == live.load_version && live.index.dirty_count(feed.watcher) == 0
+            feed.load_sent == live.load_version && live.dirty_count(feed.watcher) == 0
         });
         if is_drained { Fill::Drained } else { Fill::More }
     }
@@ -122,9 +127,9 @@ impl StateSource for GatewayFeed {
         for i in in_flight.loads {
             self.scopes[i].load_sent = 0;
         }
-        for (i, bucket) in in_flight.buckets {
+        for (i, at, bucket) in in_flight.buckets {
             let feed = &self.scopes[i];
-            feed.scope.live().index.mark(feed.watcher, bucket);
+            feed.scope.live().indexes[at].1.mark(feed.watcher, bucket);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod admin;
 mod apply;
+mod canonicality;
 mod gateway;
 mod page;
 mod scope;
@@ -61,10 +62,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         gateways.push(GatewayHandle { name: gateway.name.clone(), status: pusher.status() });
         pushers.spawn(pusher.run());
     }
+    for scope in &scopes {
+        scope.start_checks();
+    }
     let daemon = Arc::new(Daemon { scopes, gateways });
     let mut tasks = JoinSet::new();
     for scope in &daemon.scopes {
         watch::start(scope, &config.metrics, &mut tasks);
+    }
+    if let Some(endpoint) = &config.kv_events_listen {
+        watch::listen(&daemon.scopes, endpoint, &mut tasks).await?;
     }
     let listener = tokio::net::TcpListener::bind(config.admin)
         .await

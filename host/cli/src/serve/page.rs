@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use feed_push::GatewayStatus;
+use prefix_index::IndexStats;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::Daemon;
 use super::admin::source_name;
+use super::scope::Engine;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -54,160 +58,125 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
         let of_scope: Labels =
             vec![("pool", scope.pool.clone()), ("model", scope.model.name.clone())];
         let live = scope.live();
-        let stats = live.index.stats();
-        let p = &mut page;
-        p.gauge(
-            "wasm_epp_index_blocks",
-            "Distinct blocks of text known.",
-            &of_scope,
-            stats.nodes as i64,
-        );
-        p.gauge(
-            "wasm_epp_index_strides",
-            "Distinct strides listed or waiting for their ancestors.",
-            &of_scope,
-            stats.strides as i64,
-        );
-        p.gauge(
-            "wasm_epp_index_holdings",
-            "Pairs of block and endpoint.",
-            &of_scope,
-            stats.held as i64,
-        );
-        p.counter(
-            "wasm_epp_index_orphans",
-            "Stored blocks whose parent is not known.",
-            &of_scope,
-            stats.orphans,
-        );
-        p.counter(
-            "wasm_epp_index_unknown_removals",
-            "Removals of blocks that are not held.",
-            &of_scope,
-            stats.unknown_removals,
-        );
-        p.counter(
-            "wasm_epp_index_unknown_tokens",
-            "Token ids that the tokenizer has no bytes for.",
-            &of_scope,
-            stats.unknown_tokens,
-        );
-        p.counter(
-            "wasm_epp_index_malformed_stores",
-            "Stores whose token ids do not fit their blocks.",
-            &of_scope,
-            stats.malformed,
-        );
-        p.counter(
-            "wasm_epp_index_dropped_strides",
-            "Strides not listed because maxStrides was reached.",
-            &of_scope,
-            stats.dropped_strides,
-        );
-        p.counter(
-            "wasm_epp_index_bucket_overflows",
-            "Strides that did not fit their bucket when it was pushed.",
-            &of_scope,
-            live.overflow,
-        );
+        for (number, index) in &live.indexes {
+            let mut labels = of_scope.clone();
+            let keys = if *number == scope.number { "text" } else { "token_ids" };
+            labels.push(("keys", keys.to_owned()));
+            of_index(&mut page, &labels, &index.stats());
+        }
+        let checks = &scope.checks;
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let waiting = of(&checks.waiting) as i64;
+        let help = "Generated blocks waiting for their check.";
+        page.gauge("wasm_epp_generated_blocks_waiting", help, &of_scope, waiting);
+        for (name, help, value) in [
+            ("wasm_epp_generated_blocks_checked", "Generated blocks judged.", &checks.checked),
+            ("wasm_epp_generated_blocks_unknown", "Judged as neither.", &checks.unknown),
+            ("wasm_epp_generated_blocks_skipped", "Not judged.", &checks.skipped),
+        ] {
+            page.counter(name, help, &of_scope, of(value));
+        }
+        let help = "Strides that did not fit their bucket when it was pushed.";
+        page.counter("wasm_epp_index_bucket_overflows", help, &of_scope, live.overflow);
         for (endpoint, engine) in scope.endpoints.iter().zip(&live.engines) {
             let mut labels = of_scope.clone();
             labels.push(("endpoint", endpoint.address.clone()));
-            let c = &engine.counters;
-            p.counter(
-                "wasm_epp_event_batches",
-                "Batches of KV events applied.",
-                &labels,
-                c.batches,
-            );
-            p.counter(
-                "wasm_epp_blocks_stored",
-                "Blocks announced as stored.",
-                &labels,
-                c.stored_blocks,
-            );
-            p.counter(
-                "wasm_epp_blocks_removed",
-                "Blocks announced as removed.",
-                &labels,
-                c.removed_blocks,
-            );
-            p.counter(
-                "wasm_epp_caches_cleared",
-                "Caches announced as cleared.",
-                &labels,
-                c.cleared,
-            );
-            p.counter(
-                "wasm_epp_source_resets",
-                "Times the state of an engine was void: restart or gap.",
-                &labels,
-                c.resets,
-            );
-            p.counter(
-                "wasm_epp_event_batches_undecodable",
-                "Batches not understood.",
-                &labels,
-                c.undecodable,
-            );
-            p.counter(
-                "wasm_epp_events_unknown",
-                "Events of a kind this build does not know.",
-                &labels,
-                c.unknown_events,
-            );
-            p.counter(
-                "wasm_epp_events_other_groups",
-                "Stores of KV cache groups that are not full attention.",
-                &labels,
-                c.other_groups,
-            );
-            p.counter("wasm_epp_scrapes", "Scrapes of the engine's metrics.", &labels, c.scrapes);
-            p.counter(
-                "wasm_epp_scrape_failures",
-                "Scrapes that failed.",
-                &labels,
-                c.scrape_failures,
-            );
-            p.gauge(
-                "wasm_epp_endpoint_ready",
-                "1 when the endpoint may be picked.",
-                &labels,
-                i64::from(engine.load.is_ready),
-            );
-            labels.push(("state", source_name(engine.source).to_owned()));
-            p.gauge(
-                "wasm_epp_source_state",
-                "1 for the state the prefix source is in.",
-                &labels,
-                1,
-            );
+            of_engine(&mut page, labels, engine);
         }
     }
     for gateway in &daemon.gateways {
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut labels: Labels = vec![("gateway", gateway.name.clone())];
-        let p = &mut page;
-        p.counter(
-            "wasm_epp_push_batches",
-            "Batches acked by the gateway.",
-            &labels,
-            status.batches,
-        );
-        p.counter("wasm_epp_push_entries", "Values acked by the gateway.", &labels, status.entries);
-        p.counter("wasm_epp_push_bytes", "Bytes acked by the gateway.", &labels, status.bytes);
-        p.counter("wasm_epp_push_snapshots", "Snapshots begun.", &labels, status.snapshots);
-        p.counter("wasm_epp_push_failures", "Posts without a good ack.", &labels, status.failures);
-        p.gauge(
-            "wasm_epp_gateway_workers",
-            "Worker VMs of the router that have reported.",
-            &labels,
-            status.rows.len() as i64,
-        );
-        labels.push(("state", status.state.name().to_owned()));
-        p.gauge("wasm_epp_gateway_state", "1 for the state the gateway is in.", &labels, 1);
+        of_gateway(&mut page, vec![("gateway", gateway.name.clone())], &status);
     }
     let mut text = String::new();
     encode(&mut text, &page.registry)?;
     Ok(text)
+}
+
+fn of_index(page: &mut Page, labels: &Labels, stats: &IndexStats) {
+    for (name, help, value) in [
+        ("wasm_epp_index_blocks", "Distinct blocks known.", stats.nodes),
+        ("wasm_epp_index_strides", "Distinct strides known.", stats.strides),
+        ("wasm_epp_index_holdings", "Pairs of block and endpoint.", stats.held),
+        ("wasm_epp_index_parked", "Blocks waiting for an unknown parent.", stats.parked),
+    ] {
+        page.gauge(name, help, labels, value as i64);
+    }
+    for (name, help, value) in [
+        ("wasm_epp_index_orphans", "Blocks stored under an unknown parent.", stats.orphans),
+        ("wasm_epp_index_orphans_attached", "Orphans whose parent came.", stats.attached),
+        ("wasm_epp_index_orphans_expired", "Orphans given up.", stats.expired),
+        (
+            "wasm_epp_index_unknown_removals",
+            "Removals of blocks that are not held.",
+            stats.unknown_removals,
+        ),
+        (
+            "wasm_epp_index_unknown_announcements",
+            "Blocks announced by a hash that is not known.",
+            stats.unknown_announcements,
+        ),
+        (
+            "wasm_epp_index_non_canonical_blocks",
+            "Blocks that are not what their text would be tokenized to.",
+            stats.non_canonical,
+        ),
+        ("wasm_epp_index_unknown_tokens", "Token ids without bytes.", stats.unknown_tokens),
+        (
+            "wasm_epp_index_malformed_stores",
+            "Stores whose token ids do not fit their blocks.",
+            stats.malformed,
+        ),
+        (
+            "wasm_epp_index_dropped_strides",
+            "Strides not listed because maxStrides was reached.",
+            stats.dropped_strides,
+        ),
+        (
+            "wasm_epp_index_refused_blocks",
+            "Blocks beyond an endpoint's share.",
+            stats.refused_blocks,
+        ),
+    ] {
+        page.counter(name, help, labels, value);
+    }
+}
+
+fn of_engine(page: &mut Page, mut labels: Labels, engine: &Engine) {
+    let c = &engine.counters;
+    for (name, help, value) in [
+        ("wasm_epp_event_batches", "Batches of KV events applied.", c.batches),
+        ("wasm_epp_blocks_stored", "Blocks announced as stored.", c.stored_blocks),
+        ("wasm_epp_blocks_removed", "Blocks announced as removed.", c.removed_blocks),
+        ("wasm_epp_caches_cleared", "Caches announced as cleared.", c.cleared),
+        ("wasm_epp_source_resets", "Times the state was void: restart or gap.", c.resets),
+        ("wasm_epp_source_fenced", "Restarts found by the metrics page first.", c.fenced),
+        ("wasm_epp_event_batches_undecodable", "Batches not understood.", c.undecodable),
+        ("wasm_epp_events_unknown", "Events of an unknown kind.", c.unknown_events),
+        ("wasm_epp_events_other_groups", "Stores of unknown KV cache groups.", c.other_groups),
+        ("wasm_epp_scrapes", "Scrapes of the engine's metrics.", c.scrapes),
+        ("wasm_epp_scrape_failures", "Scrapes that failed.", c.scrape_failures),
+    ] {
+        page.counter(name, help, &labels, value);
+    }
+    let help = "1 when the endpoint may be picked.";
+    page.gauge("wasm_epp_endpoint_ready", help, &labels, i64::from(engine.load.is_ready));
+    labels.push(("state", source_name(engine.source).to_owned()));
+    page.gauge("wasm_epp_source_state", "1 for the state of the prefix source.", &labels, 1);
+}
+
+fn of_gateway(page: &mut Page, mut labels: Labels, status: &GatewayStatus) {
+    for (name, help, value) in [
+        ("wasm_epp_push_batches", "Batches acked by the gateway.", status.batches),
+        ("wasm_epp_push_entries", "Values acked by the gateway.", status.entries),
+        ("wasm_epp_push_bytes", "Bytes acked by the gateway.", status.bytes),
+        ("wasm_epp_push_snapshots", "Snapshots begun.", status.snapshots),
+        ("wasm_epp_push_failures", "Posts without a good ack.", status.failures),
+    ] {
+        page.counter(name, help, &labels, value);
+    }
+    let help = "Worker VMs of the router that have reported.";
+    page.gauge("wasm_epp_gateway_workers", help, &labels, status.rows.len() as i64);
+    labels.push(("state", status.state.name().to_owned()));
+    page.gauge("wasm_epp_gateway_state", "1 for the state the gateway is in.", &labels, 1);
 }

@@ -1,20 +1,24 @@
 //! One (pool, model) pair: its index, its endpoints, what gateways must know of it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use canonical::Checker;
 use feed::{LoadRecord, MAX_SINGLETON_BYTES, ModelValue};
 use model::{ModelFolder, TokenTable};
-use prefix_index::{Index, IndexConfig};
+use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use routing::{Load, SourceState};
 use tokio::sync::Notify;
 
+use super::canonicality::{self, Asker, Checks};
 use super::seed;
-use crate::config::{Config, Endpoint, Model};
+use crate::config::{Config, Endpoint, EngineKind, Model};
 
-/// Strides per bucket when the index is full: a bucket is one value of the feed and one get of a
-/// lookup, and its key and header cost about 100 bytes in the gateway.
-const STRIDES_PER_BUCKET: u64 = 8;
+/// Most strides per bucket when the index is full; at least half of it, as bucket counts are powers
+/// of two. A bucket's key and header cost about 110 bytes in the gateway, a stride of one holder 10:
+/// with 8 to 16 that is 24 to 17 bytes per stride (`scripts/bench memory`).
+const STRIDES_PER_BUCKET: u64 = 16;
 /// Bytes of text per token until usage teaches better (measured spread 1.0 to 9.5).
 const BYTES_PER_TOKEN: f32 = 4.0;
 
@@ -22,6 +26,8 @@ const BYTES_PER_TOKEN: f32 = 4.0;
 pub(crate) struct Scope {
     /// Number in keys of the feed.
     pub(crate) number: u16,
+    /// Number of the buckets over token ids, where the model has them.
+    pub(crate) token_ids_number: Option<u16>,
     pub(crate) pool: String,
     pub(crate) model: Model,
     pub(crate) endpoints: Vec<Endpoint>,
@@ -31,15 +37,25 @@ pub(crate) struct Scope {
     bucket_count: u32,
     live: Mutex<Live>,
     wakers: Vec<Arc<Notify>>,
+    pub(crate) checks: Arc<Checks>,
+    start_checks: Mutex<Option<StartChecks>>,
+    /// Zero of the times that parked blocks are aged by.
+    pub(crate) started: Instant,
 }
+
+/// Starts the checker's thread, once the scope is where it stays.
+type StartChecks = Box<dyn FnOnce(Weak<Scope>) + Send>;
 
 /// What changes.
 pub(crate) struct Live {
-    pub(crate) index: Index,
+    /// The index over text, then the one over token ids if there is one; with their numbers.
+    pub(crate) indexes: Vec<(u16, Index)>,
     /// By slot, which is the position in [`Scope::endpoints`].
     pub(crate) engines: Vec<Engine>,
     /// Moves with every change of a load record.
     pub(crate) load_version: u64,
+    /// Asks whether generated blocks are canonical; `None` where the tokenizer has no checker.
+    pub(crate) asker: Option<Asker>,
     /// Strides that did not fit their bucket, by push.
     pub(crate) overflow: u64,
 }
@@ -49,8 +65,17 @@ pub(crate) struct Live {
 pub(crate) struct Engine {
     pub(crate) load: Load,
     pub(crate) source: SourceState,
+    /// Tokens per block by its events, else by its metrics; 0 while unknown.
     pub(crate) block_size_tokens: u32,
+    /// Tokens per block by its metrics alone.
+    pub(crate) metrics_block_size_tokens: Option<u32>,
+    /// When the last batch of events was applied.
+    pub(crate) last_batch: Option<Instant>,
     pub(crate) counters: EngineCounters,
+    /// The process that the last scrape reached, by its start in seconds since the Unix epoch.
+    pub(crate) process_start: Option<f64>,
+    /// Resets of the source when that process was first seen.
+    pub(crate) resets_at_start: u64,
     /// Scrapes that failed since the last good one.
     pub(crate) failures: u32,
     /// Why the last scrape failed.
@@ -68,6 +93,7 @@ pub(crate) struct EngineCounters {
     pub(crate) undecodable: u64,
     pub(crate) unknown_events: u64,
     pub(crate) other_groups: u64,
+    pub(crate) fenced: u64,
     pub(crate) scrapes: u64,
     pub(crate) scrape_failures: u64,
 }
@@ -75,6 +101,7 @@ pub(crate) struct EngineCounters {
 /// Reads models and seeds.
 pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Vec<Arc<Scope>>> {
     let mut scopes = Vec::new();
+    let mut next_number = 0;
     for pool in &config.pools {
         let seed = seed::of_pool(&config.data_dir, &pool.name)?;
         for model in &pool.models {
@@ -92,18 +119,37 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 pool.endpoints.iter().filter(|e| e.model == model.name).cloned().collect();
             let buckets = (model.max_strides / STRIDES_PER_BUCKET).clamp(64, 1 << 24);
             let bucket_count = (buckets as u32).next_power_of_two();
-            let mut index = Index::new(IndexConfig {
-                model: model.name.clone(),
-                seed: seed.clone(),
-                bucket_count,
-                max_strides: model.max_strides as usize,
+            let number = next_number;
+            let token_ids_number = model.token_id_prompts.then_some(number + 1);
+            next_number += 1 + u16::from(model.token_id_prompts);
+            let text = std::iter::once((number, KeySpace::Text));
+            let indexes = text.chain(token_ids_number.map(|n| (n, KeySpace::TokenIds)));
+            let indexes = indexes.map(|(number, key_space)| {
+                let config = IndexConfig {
+                    model: model.name.clone(),
+                    seed: seed.clone(),
+                    bucket_count,
+                    max_strides: model.max_strides as usize,
+                    key_space,
+                };
+                (number, index_for(config, &endpoints))
             });
-            for _ in &endpoints {
-                index.add_endpoint();
-            }
+            let indexes = indexes.collect();
+            let (asker, checks, start_checks) = match Checker::load(&model.folder) {
+                Ok(checker) => {
+                    let (asker, checks, start) = canonicality::start(checker);
+                    (Some(asker), checks, Some(Box::new(start) as StartChecks))
+                }
+                Err(error) => {
+                    // Only generated text is affected, and by what was generated at most.
+                    tracing::warn!(model = model.name, error = %anyhow::Error::new(error), "generated blocks are not checked");
+                    (None, Arc::default(), None)
+                }
+            };
             let engines = vec![Engine::default(); endpoints.len()];
             scopes.push(Arc::new(Scope {
-                number: scopes.len() as u16,
+                number,
+                token_ids_number,
                 pool: pool.name.clone(),
                 model: model.clone(),
                 endpoints,
@@ -111,15 +157,53 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 seed: seed.clone(),
                 spec_json,
                 bucket_count,
-                live: Mutex::new(Live { index, engines, load_version: 1, overflow: 0 }),
+                live: Mutex::new(Live { indexes, engines, load_version: 1, asker, overflow: 0 }),
+                checks,
+                start_checks: Mutex::new(start_checks),
                 wakers: wakers.to_vec(),
+                started: Instant::now(),
             }));
         }
     }
     Ok(scopes)
 }
 
+fn index_for(config: IndexConfig, endpoints: &[Endpoint]) -> Index {
+    let mut index = Index::new(config);
+    for endpoint in endpoints {
+        let slot = index.add_endpoint();
+        index.set_presence(
+            slot,
+            match endpoint.engine {
+                EngineKind::Vllm => Presence::Copies,
+                EngineKind::Sglang | EngineKind::Trtllm => Presence::Set,
+            },
+        );
+    }
+    index
+}
+
+impl Live {
+    /// The indexes without their numbers.
+    pub(crate) fn each(&mut self) -> impl Iterator<Item = &mut Index> {
+        self.indexes.iter_mut().map(|(_, index)| index)
+    }
+
+    /// Changed buckets of a gateway's watcher, which has the same number in every index.
+    pub(crate) fn dirty_count(&self, watcher: usize) -> usize {
+        self.indexes.iter().map(|(_, index)| index.dirty_count(watcher)).sum()
+    }
+}
+
 impl Scope {
+    /// Starts the checker of generated blocks.
+    pub(crate) fn start_checks(self: &Arc<Self>) {
+        let start = self.start_checks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(start) = start {
+            start(Arc::downgrade(self));
+        }
+    }
+
     /// What changes, locked. Never held across an await.
     pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)

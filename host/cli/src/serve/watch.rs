@@ -1,9 +1,12 @@
 //! The tasks that follow one engine: its events and its metrics.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_events::{SourceConfig, follow};
+use anyhow::Context;
+use kv_events::trtllm::{self, TrtllmConfig};
+use kv_events::{EventListener, ListenConfig, SourceConfig, Timing, Topic, follow};
 use pod_metrics::{EngineLoad, Scraper};
 use routing::Load;
 use tokio::sync::mpsc;
@@ -12,22 +15,31 @@ use tokio::time::MissedTickBehavior;
 
 use super::apply;
 use super::scope::{Engine, Scope};
-use crate::config::Metrics;
+use crate::config::{EngineKind, Metrics};
 
 /// Batches that may wait between socket and index; beyond it the engine's own queue fills.
 const QUEUE: usize = 1024;
 
 /// Starts the tasks of all endpoints of a scope.
 pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<()>) {
+    tasks.spawn(expire(Arc::clone(scope)));
     for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
         if let Some(events) = &endpoint.kv_events {
-            let config = SourceConfig {
-                endpoint: events.clone(),
-                replay: endpoint.replay.clone(),
-                topic: endpoint.topic.clone(),
-            };
             let (sender, mut updates) = mpsc::channel(QUEUE);
-            tasks.spawn(follow(config, sender));
+            match endpoint.engine {
+                EngineKind::Trtllm => {
+                    let config = TrtllmConfig::new(events.clone());
+                    tasks.spawn(trtllm::follow(config, Arc::default(), sender));
+                }
+                EngineKind::Vllm | EngineKind::Sglang => {
+                    let config = SourceConfig {
+                        endpoint: events.clone(),
+                        replay: endpoint.replay.clone(),
+                        topic: endpoint.topic.clone(),
+                    };
+                    tasks.spawn(follow(config, sender));
+                }
+            }
             let scope = Arc::clone(scope);
             tasks.spawn(async move {
                 while let Some(update) = updates.recv().await {
@@ -39,6 +51,61 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
     }
 }
 
+/// Listens for engines that connect. Their topic names the endpoint: by its address, or by the IP
+/// alone where the model has one endpoint there.
+pub(crate) async fn listen(
+    scopes: &[Arc<Scope>],
+    endpoint: &str,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let listener = EventListener::bind(ListenConfig::new(endpoint))
+        .await
+        .with_context(|| format!("kvEventsListen: bind {endpoint}"))?;
+    tracing::info!(endpoint = listener.endpoint(), "listening for KV events");
+    let (sender, mut updates) = mpsc::channel(QUEUE);
+    let known = scopes.to_vec();
+    let replay = move |topic: &Topic| {
+        let (scope, slot) = endpoint_of(&known, topic)?;
+        scope.endpoints[usize::from(slot)].replay.clone()
+    };
+    tasks.spawn(listener.run(Timing::default(), Arc::default(), Arc::new(replay), sender));
+    let scopes = scopes.to_vec();
+    tasks.spawn(async move {
+        let mut strangers = HashSet::new();
+        while let Some(heard) = updates.recv().await {
+            match endpoint_of(&scopes, &heard.topic) {
+                Some((scope, slot)) => apply::apply(scope, slot, heard.update),
+                None => {
+                    let is_news =
+                        strangers.len() < MAX_STRANGERS && strangers.insert(heard.topic.clone());
+                    if is_news {
+                        tracing::warn!(topic = %heard.topic, "KV events of no configured endpoint");
+                    }
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Topics that are reported as unknown, once each.
+const MAX_STRANGERS: usize = 1024;
+
+fn endpoint_of<'s>(scopes: &'s [Arc<Scope>], topic: &Topic) -> Option<(&'s Arc<Scope>, u16)> {
+    scopes
+        .iter()
+        .filter(|scope| {
+            scope.model.name == topic.model || scope.model.aliases.contains(&topic.model)
+        })
+        .find_map(|scope| {
+            let slots = || (0u16..).zip(&scope.endpoints);
+            let by_address = slots().find(|(_, endpoint)| endpoint.address == topic.pod);
+            let mut by_ip = slots().filter(|(_, e)| e.socket.ip().to_string() == topic.pod);
+            let only = by_ip.next().filter(|_| by_ip.next().is_none());
+            by_address.or(only).map(|(slot, _)| (scope, slot))
+        })
+}
+
 async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
     let scraper = Scraper::new(Duration::from_millis(config.timeout_ms));
     let mut ticks = tokio::time::interval(Duration::from_millis(config.interval_ms));
@@ -46,6 +113,9 @@ async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
     loop {
         ticks.tick().await;
         let scraped = scraper.scrape(&url).await;
+        if let Ok(load) = &scraped {
+            fence(&scope, slot, load);
+        }
         scope.update(slot, |engine| {
             engine.counters.scrapes += 1;
             match scraped {
@@ -62,6 +132,57 @@ async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
     }
 }
 
+/// Blocks an endpoint may have per block of its GPU cache: copies elsewhere outlive those on the GPU.
+const BLOCKS_PER_GPU_BLOCK: u64 = 4;
+/// Two readings of one process's start may differ by rounding.
+const SAME_START_SECONDS: f64 = 1.0;
+
+/// Takes what a page says of the process: its cache bounds what we keep of it, and another start is
+/// another process, whose predecessor's blocks are void even if no event has said so yet.
+fn fence(scope: &Scope, slot: u16, load: &EngineLoad) {
+    let mut live = scope.live();
+    if let Some(blocks) = load.num_gpu_blocks {
+        let max_blocks = blocks.saturating_mul(BLOCKS_PER_GPU_BLOCK) as usize;
+        live.each().for_each(|index| index.set_max_blocks(slot, max_blocks));
+    }
+    let Some(start) = load.process_start_seconds else { return };
+    let engine = &mut live.engines[usize::from(slot)];
+    let resets = engine.counters.resets;
+    match engine.process_start {
+        Some(known) if (known - start).abs() <= SAME_START_SECONDS => {
+            engine.resets_at_start = resets;
+        }
+        known => {
+            engine.process_start = Some(start);
+            // The source may have noticed the restart before the page showed it.
+            let is_noticed = resets > engine.resets_at_start;
+            engine.resets_at_start = resets;
+            if known.is_some() && !is_noticed {
+                engine.counters.fenced += 1;
+                live.each().for_each(|index| index.clear(slot, None));
+                drop(live);
+                scope.changed();
+                let address = &scope.endpoints[usize::from(slot)].address;
+                tracing::warn!(endpoint = address, "the engine is another process");
+            }
+        }
+    }
+}
+
+/// A parked block whose parent has not come by then will not come.
+const PARKED_MS: u64 = 60_000;
+
+/// Gives up blocks that waited too long for their parents.
+async fn expire(scope: Arc<Scope>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        let now_ms = scope.started.elapsed().as_millis() as u64;
+        let before_ms = now_ms.saturating_sub(PARKED_MS);
+        scope.live().each().for_each(|index| index.expire_parked(before_ms));
+    }
+}
+
 fn answered(engine: &mut Engine, load: &EngineLoad) {
     engine.failures = 0;
     engine.scrape_error = None;
@@ -71,6 +192,7 @@ fn answered(engine: &mut Engine, load: &EngineLoad) {
         running: load.running,
         kv_usage_ratio: load.kv_usage_ratio.map(|ratio| ratio as f32),
     };
+    engine.metrics_block_size_tokens = load.block_size_tokens;
     if engine.block_size_tokens == 0 {
         engine.block_size_tokens = load.block_size_tokens.unwrap_or(0);
     }

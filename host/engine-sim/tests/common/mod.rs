@@ -33,8 +33,16 @@ impl Sim {
         Sim::with_client(config, false).await
     }
 
+    /// An engine whose event publisher connects.
+    pub async fn start_connecting(config: SimConfig) -> Sim {
+        Sim::over(engine_sim::start_with(config, true).await.unwrap(), false)
+    }
+
     pub async fn with_client(config: SimConfig, http2: bool) -> Sim {
-        let running = engine_sim::start(config).await.unwrap();
+        Sim::over(engine_sim::start(config).await.unwrap(), http2)
+    }
+
+    fn over(running: RunningSim, http2: bool) -> Sim {
         let mut builder = Client::builder(TokioExecutor::new());
         // A hidden retry would make a reset invisible.
         builder.http2_only(http2).retry_canceled_requests(false);

@@ -5,7 +5,7 @@ use super::*;
 /// A message of run `run`.
 pub(super) fn message(run: u64, sequence: u64) -> Message {
     let payload = Bytes::from(format!("run {run} batch {sequence}"));
-    Message { sequence, payload, received_at: Instant::now() }
+    Message { sequence, payload, cut_from: None, received_at: Instant::now() }
 }
 
 /// Feeds one line: `connect`, `lost`, `silent`, `end`, `fail`, `live 1:5` or `re 1:5` (run and
@@ -376,7 +376,7 @@ fn only_so_many_bytes_wait() {
     cursor.connected();
     for sequence in 0..5 {
         let payload = Bytes::from(vec![0; PENDING_BYTES / 4]);
-        cursor.live(Message { sequence, payload, received_at: Instant::now() });
+        cursor.live(Message { sequence, payload, cut_from: None, received_at: Instant::now() });
     }
     assert_eq!(cursor.pending.len(), 4);
 }

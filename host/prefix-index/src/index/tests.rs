@@ -1,13 +1,13 @@
-//! The index against a naive twin that keeps every chain as text.
-
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
+//! Small cases; the properties against naive twins are in the modules below.
 
 use super::*;
 
-const VOCABULARY: [&str; 6] =
-    ["a", "bb", "ccc ddd", "", "naïve ", "0123456789abcdefghijklmnopqrstuvwxyz"];
+mod twin;
+mod windows;
+
+const BUCKETS: u32 = 8;
+const VOCABULARY: [&str; 7] =
+    ["a", "bb", "ccc ddd", "", "naïve ", "0123456789abcdefghijklmnopqrstuvwxyz", "ten bytes "];
 
 fn bytes_of(token: u32) -> Option<&'static [u8]> {
     VOCABULARY.get(token as usize).map(|text| text.as_bytes())
@@ -17,301 +17,53 @@ fn seed() -> Seed {
     Seed(std::array::from_fn(|i| i as u8 * 3 + 1))
 }
 
-fn index(endpoints: u16) -> Index {
-    let mut index = Index::new(IndexConfig {
+/// The third endpoint is a tree: presence, not copies.
+fn presence(slot: u16) -> Presence {
+    if slot == 2 { Presence::Set } else { Presence::Copies }
+}
+
+fn config() -> IndexConfig {
+    IndexConfig {
         model: "m".into(),
         seed: seed(),
-        bucket_count: 8,
+        bucket_count: BUCKETS,
         max_strides: 100_000,
-    });
+        key_space: KeySpace::Text,
+    }
+}
+
+fn index(endpoints: u16) -> Index {
+    let mut index = Index::new(config());
     for slot in 0..endpoints {
         assert_eq!(index.add_endpoint(), slot);
+        index.set_presence(slot, presence(slot));
     }
     index
 }
 
-/// One chain per block: the tokens from the root, the block's share of them, and counts.
-#[derive(Clone, Debug)]
-struct NaiveBlock {
-    parent: Option<u64>,
-    chain: Vec<u32>,
-    size: usize,
-    gpu: u32,
-    offloaded: u32,
-}
-
-#[derive(Default)]
-struct Naive {
-    blocks: Vec<BTreeMap<u64, NaiveBlock>>,
-}
-
-impl Naive {
-    fn text(tokens: &[u32]) -> Vec<u8> {
-        tokens.iter().flat_map(|token| bytes_of(*token).unwrap()).copied().collect()
-    }
-
-    fn reaches(&self, slot: usize, hash: u64, held: fn(&NaiveBlock) -> bool) -> bool {
-        let Some(block) = self.blocks[slot].get(&hash) else { return false };
-        held(block) && block.parent.is_none_or(|parent| self.reaches(slot, parent, held))
-    }
-
-    /// All strides with their holders, by prefix text.
-    fn strides(&self) -> BTreeMap<Vec<u8>, (u32, BTreeMap<u16, bool>)> {
-        let mut all: BTreeMap<Vec<u8>, (u32, BTreeMap<u16, bool>)> = BTreeMap::new();
-        for (slot, blocks) in self.blocks.iter().enumerate() {
-            for (hash, block) in blocks {
-                let any = self.reaches(slot, *hash, |b| b.gpu + b.offloaded > 0);
-                let gpu = self.reaches(slot, *hash, |b| b.gpu > 0);
-                if !any {
-                    continue;
-                }
-                let text = Self::text(&block.chain);
-                let from = Self::text(&block.chain[..block.chain.len() - block.size]).len();
-                for end in (from / 64 + 1..=text.len() / 64).map(|j| j * 64) {
-                    let tokens = (0..=block.chain.len())
-                        .filter(|n| Self::text(&block.chain[..*n]).len() <= end)
-                        .max()
-                        .unwrap();
-                    let entry =
-                        all.entry(text[..end].to_vec()).or_insert((tokens as u32, BTreeMap::new()));
-                    let offloaded = entry.1.entry(slot as u16).or_insert(true);
-                    *offloaded &= !gpu;
-                }
-            }
-        }
-        all
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    /// Stores `blocks` blocks of one size under a known block (or the root).
-    Store {
-        slot: u16,
-        parent: usize,
-        tokens: Vec<u32>,
-        size: usize,
-        offloaded: bool,
-    },
-    /// Stores a known block again: a duplicate.
-    Again {
-        slot: u16,
-        block: usize,
-    },
-    Remove {
-        slot: u16,
-        block: usize,
-        offloaded: bool,
-    },
-    Clear {
-        slot: u16,
-    },
-}
-
-fn any_op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        6 => (0u16..3, any::<usize>(), proptest::collection::vec(prop::sample::select(vec![0u32, 1, 2, 4, 5]), 4..16), 1usize..5, any::<bool>())
-            .prop_map(|(slot, parent, tokens, size, offloaded)| Op::Store { slot, parent, tokens, size, offloaded }),
-        1 => (0u16..3, any::<usize>()).prop_map(|(slot, block)| Op::Again { slot, block }),
-        4 => (0u16..3, any::<usize>(), any::<bool>()).prop_map(|(slot, block, offloaded)| Op::Remove { slot, block, offloaded }),
-        1 => (0u16..3).prop_map(|slot| Op::Clear { slot }),
-    ]
-}
-
-/// An engine's own block hash: of parent hash and tokens, different per endpoint.
-fn hash_of(slot: u16, parent: Option<u64>, block: &[u32]) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    (slot, parent, block).hash(&mut hasher);
-    hasher.finish()
-}
-
-fn tier(offloaded: bool) -> Tier {
-    if offloaded { Tier::Offloaded } else { Tier::Gpu }
-}
-
-fn apply(index: &mut Index, naive: &mut Naive, op: &Op) {
-    match op {
-        Op::Store { slot, parent, tokens, size, offloaded } => {
-            let blocks = &mut naive.blocks[usize::from(*slot)];
-            let known: Vec<u64> = blocks.keys().copied().collect();
-            let parent = match parent % (known.len() + 1) {
-                0 => None,
-                n => Some(known[n - 1]),
-            };
-            let mut chain = parent.map(|hash| blocks[&hash].chain.clone()).unwrap_or_default();
-            let mut last = parent;
-            let mut hashes = Vec::new();
-            let tokens = &tokens[..tokens.len() / size * size];
-            for block in tokens.chunks_exact(*size) {
-                chain.extend(block);
-                let hash = hash_of(*slot, last, block);
-                let entry = blocks.entry(hash).or_insert(NaiveBlock {
-                    parent: last,
-                    chain: chain.clone(),
-                    size: *size,
-                    gpu: 0,
-                    offloaded: 0,
-                });
-                if *offloaded {
-                    entry.offloaded += 1
-                } else {
-                    entry.gpu += 1
-                }
-                hashes.push(EngineHash(hash));
-                last = Some(hash);
-            }
-            index.store(
-                *slot,
-                &StoredBlocks {
-                    hashes: &hashes,
-                    parent: parent.map(EngineHash),
-                    token_ids: tokens,
-                    block_size_tokens: *size as u32,
-                    tier: tier(*offloaded),
-                    lora: None,
-                    salt: None,
-                    beyond_text: &[],
-                },
-                bytes_of,
-            );
-        }
-        Op::Again { slot, block } => {
-            let blocks = &mut naive.blocks[usize::from(*slot)];
-            let known: Vec<u64> =
-                blocks.iter().filter(|(_, b)| b.gpu > 0).map(|(hash, _)| *hash).collect();
-            if known.is_empty() {
-                return;
-            }
-            let hash = known[block % known.len()];
-            let block = blocks.get_mut(&hash).unwrap();
-            block.gpu += 1;
-            index.store(
-                *slot,
-                &StoredBlocks {
-                    hashes: &[EngineHash(hash)],
-                    parent: block.parent.map(EngineHash),
-                    token_ids: &block.chain[block.chain.len() - block.size..],
-                    block_size_tokens: block.size as u32,
-                    tier: Tier::Gpu,
-                    lora: None,
-                    salt: None,
-                    beyond_text: &[],
-                },
-                bytes_of,
-            );
-        }
-        Op::Remove { slot, block, offloaded } => {
-            let blocks = &mut naive.blocks[usize::from(*slot)];
-            let known: Vec<u64> = blocks
-                .iter()
-                .filter(|(_, b)| if *offloaded { b.offloaded > 0 } else { b.gpu > 0 })
-                .map(|(hash, _)| *hash)
-                .collect();
-            if known.is_empty() {
-                return;
-            }
-            let hash = known[block % known.len()];
-            let block = blocks.get_mut(&hash).unwrap();
-            if *offloaded {
-                block.offloaded -= 1
-            } else {
-                block.gpu -= 1
-            }
-            index.remove(*slot, &[EngineHash(hash)], tier(*offloaded));
-            forget_unused(blocks);
-        }
-        Op::Clear { slot } => {
-            naive.blocks[usize::from(*slot)].clear();
-            index.clear(*slot);
-        }
-    }
-}
-
-/// A block that is not held and has no held descendant of this endpoint is no parent for later:
-/// the index may or may not still know it, so the test does not use it.
-fn forget_unused(blocks: &mut BTreeMap<u64, NaiveBlock>) {
-    loop {
-        let parents: BTreeSet<u64> = blocks.values().filter_map(|block| block.parent).collect();
-        let unused: Vec<u64> = blocks
-            .iter()
-            .filter(|(hash, block)| block.gpu + block.offloaded == 0 && !parents.contains(hash))
-            .map(|(hash, _)| *hash)
-            .collect();
-        if unused.is_empty() {
-            return;
-        }
-        for hash in unused {
-            blocks.remove(&hash);
-        }
-    }
-}
-
-fn compare(index: &Index, naive: &Naive) -> Result<(), TestCaseError> {
-    let expected = naive.strides();
-    let root = Namespace { model: "m", lora: None, salt: None }.root(&seed());
-    for (text, (tokens, holders)) in &expected {
-        let key = *KeyChain::keys_of(root, &seed(), text).last().unwrap();
-        let got = index.stride(key).unwrap_or_default();
-        let got_holders: BTreeMap<u16, bool> =
-            got.holders.iter().map(|h| (h.slot, h.offloaded)).collect();
-        prop_assert_eq!(&got_holders, holders, "holders of {:?}", String::from_utf8_lossy(text));
-        // Two tokenizations of one text may count tokens differently; the first one listed stands.
-        prop_assert!(got.tokens.abs_diff(*tokens) <= 64);
-    }
-    let listed = (0..8u32)
-        .flat_map(|bucket| index.strides.bucket(bucket))
-        .filter(|entry| index.stride(entry.key).is_some())
-        .count();
-    prop_assert_eq!(listed, expected.len(), "more strides are listed than held");
-    Ok(())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-    #[test]
-    fn the_index_agrees_with_the_naive_twin(ops in proptest::collection::vec(any_op(), 1..40)) {
-        let mut index = index(3);
-        let watcher = index.watch();
-        let mut naive = Naive { blocks: vec![BTreeMap::new(); 3] };
-        let mut copy: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
-        for op in &ops {
-            apply(&mut index, &mut naive, op);
-            compare(&index, &naive)?;
-            // A watcher that takes only what is dirty ends with what a snapshot would give.
-            while let Some(bucket) = index.next_dirty(watcher) {
-                copy.insert(bucket, index.encode_bucket(bucket, 7).0);
-            }
-        }
-        let empty = BucketWriter::new(7).finish();
-        for bucket in 0..8 {
-            let held = copy.get(&bucket).unwrap_or(&empty);
-            prop_assert_eq!(held, &index.encode_bucket(bucket, 7).0);
-        }
-        for slot in 0..3 {
-            index.clear(slot);
-        }
-        let stats = index.stats();
-        prop_assert_eq!((stats.nodes, stats.strides, stats.held), (0, 0, 0), "all is freed");
-        prop_assert_eq!(stats.orphans + stats.malformed + stats.unknown_removals, 0);
+/// Blocks on the GPU at a chain's start.
+fn blocks<'a>(
+    hashes: &'a [EngineHash],
+    token_ids: &'a [u32],
+    block_size_tokens: u32,
+) -> StoredBlocks<'a> {
+    StoredBlocks {
+        hashes,
+        parent: None,
+        token_ids,
+        block_size_tokens,
+        tier: Tier::Gpu,
+        lora: None,
+        salt: None,
+        beyond_text: &[],
     }
 }
 
 fn store(index: &mut Index, slot: u16, parent: Option<u64>, hash: u64, tokens: &[u32]) {
-    index.store(
-        slot,
-        &StoredBlocks {
-            hashes: &[EngineHash(hash)],
-            parent: parent.map(EngineHash),
-            token_ids: tokens,
-            block_size_tokens: tokens.len() as u32,
-            tier: Tier::Gpu,
-            lora: None,
-            salt: None,
-            beyond_text: &[],
-        },
-        bytes_of,
-    );
+    let hashes = [EngineHash(hash)];
+    let parent = parent.map(EngineHash);
+    let blocks = StoredBlocks { parent, ..blocks(&hashes, tokens, tokens.len() as u32) };
+    index.store(slot, &blocks, 0, bytes_of);
 }
 
 fn depth(index: &Index, slot: u16, text: &str) -> usize {
@@ -343,20 +95,7 @@ fn orphans_unknown_tokens_and_wrong_sizes_are_counted_and_never_listed() {
     let mut index = index(1);
     store(&mut index, 0, Some(99), 1, &[5, 5]);
     store(&mut index, 0, None, 2, &[5, 77, 5, 5, 5, 5]);
-    index.store(
-        0,
-        &StoredBlocks {
-            hashes: &[EngineHash(3)],
-            parent: None,
-            token_ids: &[5, 5, 5],
-            block_size_tokens: 2,
-            tier: Tier::Gpu,
-            lora: None,
-            salt: None,
-            beyond_text: &[],
-        },
-        bytes_of,
-    );
+    index.store(0, &blocks(&[EngineHash(3)], &[5, 5, 5], 2), 0, bytes_of);
     index.remove(0, &[EngineHash(4)], Tier::Gpu);
     let stats = index.stats();
     assert_eq!(
@@ -396,34 +135,152 @@ fn a_block_removed_more_often_than_stored_is_counted() {
 #[test]
 fn what_text_does_not_show_stops_the_listing() {
     let mut index = index(1);
-    index.store(
-        0,
-        &StoredBlocks {
-            hashes: &[EngineHash(1), EngineHash(2), EngineHash(3)],
-            parent: None,
-            token_ids: &[5; 6],
-            block_size_tokens: 2,
-            tier: Tier::Gpu,
-            lora: None,
-            salt: None,
-            beyond_text: &[0, 17, 0],
-        },
-        bytes_of,
-    );
+    let hashes = [EngineHash(1), EngineHash(2), EngineHash(3)];
+    let blocks = StoredBlocks { beyond_text: &[0, 17, 0], ..blocks(&hashes, &[5; 6], 2) };
+    index.store(0, &blocks, 0, bytes_of);
     assert_eq!(depth(&index, 0, &VOCABULARY[5].repeat(6)), 1);
 }
 
 #[test]
 fn strides_beyond_the_limit_are_dropped_and_counted() {
-    let mut index = Index::new(IndexConfig {
-        model: "m".into(),
-        seed: seed(),
-        bucket_count: 8,
-        max_strides: 3,
-    });
+    let mut index = Index::new(IndexConfig { max_strides: 3, ..config() });
     index.add_endpoint();
     store(&mut index, 0, None, 1, &[5, 5, 5, 5]);
     store(&mut index, 0, Some(1), 2, &[5, 5, 5, 5]);
     assert_eq!(index.stats().strides, 2);
     assert_eq!(index.stats().dropped_strides, 2);
+}
+
+#[test]
+fn an_endpoint_that_has_its_share_gets_no_more_and_it_is_counted() {
+    let mut index = index(1);
+    index.set_max_blocks(0, 2);
+    let hashes = [1, 2, 3].map(EngineHash);
+    index.store(0, &blocks(&hashes, &[5; 6], 2), 0, bytes_of);
+    assert_eq!((index.held_blocks(0), index.stats().refused_blocks), (2, 1));
+    index.remove(0, &[EngineHash(2)], Tier::Gpu);
+    store(&mut index, 0, Some(1), 4, &[5, 4]);
+    assert_eq!((index.held_blocks(0), index.stats().refused_blocks), (2, 1));
+}
+
+#[test]
+fn orphans_are_attached_with_their_own_orphans_or_expire() {
+    let mut index = index(1);
+    let text = VOCABULARY[5].repeat(6);
+    store(&mut index, 0, Some(2), 3, &[5, 5]);
+    store(&mut index, 0, Some(1), 2, &[5, 5]);
+    assert_eq!((index.stats().parked, depth(&index, 0, &text)), (2, 0));
+    store(&mut index, 0, None, 1, &[5, 5]);
+    assert_eq!((index.stats().parked, index.stats().attached), (0, 2));
+    assert_eq!(depth(&index, 0, &text), 6 * 36 / 64);
+    let late =
+        StoredBlocks { parent: Some(EngineHash(9)), ..blocks(&[EngineHash(10)], &[5, 5], 2) };
+    index.store(0, &late, 1_000, bytes_of);
+    index.expire_parked(1_000);
+    assert_eq!(index.stats().parked, 1, "not yet");
+    index.expire_parked(1_001);
+    assert_eq!((index.stats().parked, index.stats().expired), (0, 1));
+}
+
+#[test]
+fn a_parked_block_may_be_removed_again() {
+    let mut index = index(1);
+    store(&mut index, 0, Some(1), 2, &[5, 5]);
+    index.remove(0, &[EngineHash(2)], Tier::Gpu);
+    assert_eq!((index.stats().parked, index.stats().unknown_removals), (0, 0));
+    store(&mut index, 0, None, 1, &[5, 5]);
+    assert_eq!(depth(&index, 0, &VOCABULARY[5].repeat(4)), 1);
+}
+
+#[test]
+fn a_block_lost_on_the_gpu_may_be_announced_elsewhere_by_its_hash() {
+    let mut index = index(1);
+    store(&mut index, 0, None, 1, &[5, 5]);
+    index.remove(0, &[EngineHash(1)], Tier::Gpu);
+    index.announce(0, &[EngineHash(1), EngineHash(7)], Tier::Offloaded);
+    assert_eq!(index.copies(0, EngineHash(1)), Some((0, 1)));
+    assert_eq!(depth(&index, 0, &VOCABULARY[5].repeat(2)), 1);
+    assert_eq!(index.stats().unknown_announcements, 1);
+}
+
+#[test]
+fn token_ids_are_a_key_space_of_their_own() {
+    let mut index = Index::new(IndexConfig { key_space: KeySpace::TokenIds, ..config() });
+    index.add_endpoint();
+    let ids: Vec<u32> = (1000..1040).collect();
+    store(&mut index, 0, None, 1, &ids);
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let namespace = Namespace { model: "m", lora: None, salt: None };
+    let keys = KeyChain::keys_of(namespace.root_of_token_ids(&seed()), &seed(), &bytes);
+    let tokens: Vec<u32> = keys.iter().map(|key| index.stride(*key).unwrap().tokens).collect();
+    assert_eq!(tokens, [16, 32]);
+    assert_eq!(index.stats().unknown_tokens, 0, "ids need no bytes");
+}
+
+#[test]
+fn ten_thousand_chats_behind_one_system_prompt_fit_their_buckets() {
+    let (chats, system, turn) = (10_000u32, 40usize, 20usize);
+    let buckets = (chats * turn as u32 / 16).next_power_of_two();
+    let mut index =
+        Index::new(IndexConfig { bucket_count: buckets, max_strides: 1 << 20, ..config() });
+    index.add_endpoint();
+    let words: Vec<[u8; 4]> = (0..65_536u32).map(u32::to_le_bytes).collect();
+    let of = |id: u32| words.get(id as usize).map(|word| &word[..]);
+    let hashes = |chat: u32| -> Vec<EngineHash> {
+        let hash = |block: usize| match block < system {
+            true => EngineHash(block as u64 + 1),
+            false => EngineHash((u64::from(chat) + 1) << 32 | block as u64),
+        };
+        (0..system + turn).map(hash).collect()
+    };
+    let tokens = |chat: u32| -> Vec<u32> {
+        let token = |at: usize| match at < system * 16 {
+            true => at as u32,
+            false => (chat.wrapping_mul(2_654_435_761).wrapping_add(at as u32 * 97)) % 65_536,
+        };
+        (0..(system + turn) * 16).map(token).collect()
+    };
+    for chat in 0..chats {
+        index.begin_batch(0);
+        index.store(0, &blocks(&hashes(chat), &tokens(chat), 16), 0, of);
+    }
+    for bucket in 0..buckets {
+        let (value, dropped) = index.encode_bucket(bucket, 1);
+        assert!(dropped == 0 && value.len() < 2048, "bucket {bucket} has {} bytes", value.len());
+    }
+    for chat in [0, 1, 5_000, chats - 1] {
+        let text: Vec<u8> = tokens(chat).iter().flat_map(|id| words[*id as usize]).collect();
+        let keys = KeyChain::keys_of(index.root_key(None, None), &seed(), &text);
+        let mut gets = 0;
+        let found = prefix::match_prefix(&keys, 64, |key| {
+            gets += 1;
+            index.stride(key)
+        });
+        assert_eq!(found[0].1.gpu.0 as usize, system + turn);
+        assert!(gets <= 20, "{gets} gets");
+    }
+}
+
+#[test]
+fn a_non_canonical_block_and_what_follows_it_is_unlisted_for_every_holder() {
+    let mut index = index(2);
+    let text = VOCABULARY[5].repeat(6);
+    for slot in [0, 1] {
+        store(&mut index, slot, None, 1, &[5, 5]);
+        store(&mut index, slot, Some(1), 2, &[5, 5]);
+        store(&mut index, slot, Some(2), 3, &[5, 5]);
+    }
+    let watcher = index.watch();
+    while index.next_dirty(watcher).is_some() {}
+    index.mark_non_canonical(0, EngineHash(2));
+    assert_eq!((depth(&index, 0, &text), depth(&index, 1, &text)), (1, 1));
+    assert!(index.dirty_count(watcher) > 0);
+    store(&mut index, 0, Some(3), 4, &[5, 5]);
+    assert_eq!(
+        depth(&index, 0, &VOCABULARY[5].repeat(8)),
+        1,
+        "what comes later is not listed either"
+    );
+    assert_eq!(index.parent_of(0, EngineHash(2)), Some(EngineHash(1)));
+    assert_eq!((index.parent_of(0, EngineHash(1)), index.stats().non_canonical), (None, 1));
 }

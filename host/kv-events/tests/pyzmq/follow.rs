@@ -1,154 +1,13 @@
-//! The transport against another implementation of ZMQ: a publisher on pyzmq (libzmq).
+//! One publisher that listens.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kv_events::{
-    ResetReason, SourceConfig, SourceState, SourceUpdate, Timing, decode, follow_with,
-};
+use kv_events::{SourceConfig, SourceUpdate, Timing, decode, follow_with};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn session() -> PathBuf {
-    workspace().join("tests/golden/kv-events/session-chat-small-cache.jsonl")
-}
-
-/// A Python with pyzmq. Without one the test is skipped, but not in CI.
-fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("WASM_EPP_PYTHON")
-        .map_or_else(|| workspace().join(".local/venv/bin/python"), PathBuf::from);
-    let works = std::process::Command::new(&python)
-        .args(["-c", "import zmq"])
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if works {
-        return Some(python);
-    }
-    let why = format!("{} is missing or has no pyzmq", python.display());
-    assert!(std::env::var_os("CI").is_none(), "{why}");
-    eprintln!("skipped: {why}; run scripts/setup or set WASM_EPP_PYTHON");
-    None
-}
-
-struct Publisher {
-    stdin: ChildStdin,
-    stdout: Lines<BufReader<ChildStdout>>,
-    pub_port: u64,
-    replay_port: Option<u64>,
-    /// Killed when dropped.
-    _child: Child,
-}
-
-impl Publisher {
-    async fn start(args: &[&str]) -> Option<Self> {
-        let mut child = Command::new(python()?)
-            .arg(workspace().join("tests/golden/kv-events/publisher.py"))
-            .arg(session())
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("python starts");
-        let stdin = child.stdin.take().expect("piped");
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let ports = answer(&mut stdout).await;
-        Some(Self {
-            stdin,
-            stdout,
-            pub_port: ports["pub"].as_u64().expect("a port"),
-            replay_port: ports["replay"].as_u64(),
-            _child: child,
-        })
-    }
-
-    async fn tell(&mut self, command: &str) {
-        self.stdin.write_all(format!("{command}\n").as_bytes()).await.expect("a publisher");
-        answer(&mut self.stdout).await;
-    }
-
-    fn source(&self) -> SourceConfig {
-        SourceConfig {
-            endpoint: format!("tcp://127.0.0.1:{}", self.pub_port),
-            replay: self.replay_port.map(|port| format!("tcp://127.0.0.1:{port}")),
-            topic: "kv@".to_owned(),
-        }
-    }
-}
-
-async fn answer(stdout: &mut Lines<BufReader<ChildStdout>>) -> Value {
-    let line = stdout.next_line().await.expect("a publisher").expect("an answer");
-    serde_json::from_str(&line).expect("json")
-}
-
-struct Source(mpsc::Receiver<SourceUpdate>);
-
-impl Source {
-    fn follow(config: SourceConfig) -> Self {
-        let (sender, updates) = mpsc::channel(16);
-        let timing = Timing {
-            connect: Duration::from_millis(500),
-            replay_silence: Duration::from_millis(500),
-            silence: Duration::from_secs(1),
-            max_backoff: Duration::from_millis(200),
-        };
-        tokio::spawn(follow_with(config, timing, sender));
-        Self(updates)
-    }
-
-    /// The next update as a word; batches give their number after a look at their content.
-    async fn next(&mut self) -> String {
-        let update = tokio::time::timeout(Duration::from_secs(60), self.0.recv()).await;
-        match update.expect("an update in time").expect("a source") {
-            SourceUpdate::Batch { sequence, batch, .. } => {
-                assert!(!batch.events.is_empty());
-                sequence.to_string()
-            }
-            SourceUpdate::Reset { reason: ResetReason::Restart } => "restart".to_owned(),
-            SourceUpdate::Reset { reason: ResetReason::Gap } => "gap".to_owned(),
-            SourceUpdate::State(SourceState::Live { partial: false }) => "live".to_owned(),
-            SourceUpdate::State(SourceState::Live { partial: true }) => "partial".to_owned(),
-            SourceUpdate::State(state) => format!("{state:?}").to_lowercase(),
-            SourceUpdate::Undecodable { sequence, error } => panic!("{sequence}: {error}"),
-        }
-    }
-
-    async fn expect(&mut self, words: &str) {
-        for word in words.split_whitespace() {
-            let got = self.next().await;
-            assert_eq!(got, word, "of {words}");
-        }
-    }
-
-    /// Reads up to `word`, and gives what came before it.
-    async fn until(&mut self, word: &str) -> Vec<String> {
-        let mut before = Vec::new();
-        loop {
-            match self.next().await {
-                got if got == word => return before,
-                got => before.push(got),
-            }
-        }
-    }
-
-    /// Batches `first..=last` in order; states may come between them.
-    async fn batches(&mut self, first: u64, last: u64) {
-        for expected in first..=last {
-            let before = self.until(&expected.to_string()).await;
-            let batches: Vec<_> = before.iter().filter(|w| w.parse::<u64>().is_ok()).collect();
-            assert!(batches.is_empty(), "{before:?} before {expected}");
-            assert!(before.iter().all(|w| w == "live" || w == "resyncing"), "{before:?}");
-        }
-    }
-}
+use crate::support::{Publisher, Source, python, session};
 
 #[tokio::test]
 async fn a_late_start_gets_the_whole_history_in_either_framing() {
@@ -170,7 +29,7 @@ async fn the_batches_are_those_of_the_session() {
     publisher.tell("send 10").await;
     let (sender, mut updates) = mpsc::channel(16);
     let source = publisher.source();
-    tokio::spawn(follow_with(source, Timing::default(), sender));
+    tokio::spawn(follow_with(source, Timing::default(), Arc::default(), sender));
     let text = std::fs::read_to_string(session()).expect("a session");
     let mut recorded = text
         .lines()
@@ -293,8 +152,8 @@ async fn a_replay_endpoint_that_is_down_leaves_the_history_partial() {
     let source = SourceConfig { replay: Some(replay), ..publisher.source() };
     let mut source = Source::follow(source);
     source.expect("connecting resyncing partial").await;
-    publisher.tell("send 3").await;
-    source.expect("20 21 22").await;
+    let first = publisher.send_until_heard(&mut source).await.parse::<u64>();
+    assert!(first.is_ok_and(|first| first >= 20));
 }
 
 #[tokio::test]
@@ -325,7 +184,7 @@ async fn following_ends_with_its_receiver() {
         topic: String::new(),
     };
     let (sender, updates) = mpsc::channel(16);
-    let task = tokio::spawn(follow_with(config, Timing::default(), sender));
+    let task = tokio::spawn(follow_with(config, Timing::default(), Arc::default(), sender));
     drop(updates);
     tokio::time::timeout(Duration::from_secs(60), task).await.expect("it ends").expect("no panic");
 }

@@ -1,18 +1,21 @@
 //! One replay request and its answers.
 
-use bytes::Bytes;
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
-use zeromq::{DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqError, ZmqMessage};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{END_OF_REPLAY, Timing, sequence_and_payload};
 use crate::cursor::Message;
+use crate::message::{END_OF_REPLAY, batch};
+use crate::source::Timing;
+use crate::zmtp::{Connection, Role, ZmtpError};
 
-/// Answers read ahead of the one being applied.
-const READ_AHEAD: usize = 64;
+/// Answers read ahead of the one being applied. With the limit of a message this bounds what a
+/// replay holds; ordinary batches are a few kilobytes.
+const READ_AHEAD: usize = 8;
 
-pub(super) enum ReplayEvent {
+pub(crate) enum ReplayEvent {
     Message(Message),
     /// The end marker.
     End,
@@ -22,7 +25,7 @@ pub(super) enum ReplayEvent {
 
 /// A replay in progress, on a connection of its own: answers to an earlier request cannot be
 /// mistaken for this one's. Dropping it closes the connection.
-pub(super) struct Replay {
+pub(crate) struct Replay {
     events: mpsc::Receiver<ReplayEvent>,
     task: JoinHandle<()>,
 }
@@ -34,7 +37,7 @@ impl Drop for Replay {
 }
 
 impl Replay {
-    pub(super) fn start(endpoint: &str, from: u64, timing: Timing) -> Self {
+    pub(crate) fn start(endpoint: &str, from: u64, timing: Timing) -> Self {
         let (sender, events) = mpsc::channel(READ_AHEAD);
         let endpoint = endpoint.to_owned();
         let task = tokio::spawn(async move {
@@ -52,7 +55,7 @@ impl Replay {
     }
 
     /// Waits for the next event; the last one is `End` or `Failed`.
-    pub(super) async fn next(&mut self) -> ReplayEvent {
+    pub(crate) async fn next(&mut self) -> ReplayEvent {
         self.events.recv().await.unwrap_or(ReplayEvent::Failed)
     }
 }
@@ -62,17 +65,12 @@ async fn ask(
     from: u64,
     timing: Timing,
     events: &mpsc::Sender<ReplayEvent>,
-) -> Result<ReplayEvent, ZmqError> {
-    let mut options = SocketOptions::default();
-    options.connect_timeout(timing.connect);
-    let mut socket = DealerSocket::with_options(options);
-    socket.connect(endpoint).await?;
+) -> Result<ReplayEvent, ZmtpError> {
+    let mut socket = connect(endpoint, timing).await?;
     // The delimiter makes a DEALER look like the REQ that the ROUTER was written for.
-    let mut request = ZmqMessage::from(Bytes::new());
-    request.push_back(Bytes::copy_from_slice(&from.to_be_bytes()));
-    socket.send(request).await?;
+    socket.send(&[b"", &from.to_be_bytes()]);
     while let Ok(frames) = timeout(timing.replay_silence, socket.recv()).await {
-        match sequence_and_payload(&frames?) {
+        match batch(&frames?, Instant::now()) {
             Some(message) if message.sequence == END_OF_REPLAY => return Ok(ReplayEvent::End),
             Some(message) => {
                 if events.send(ReplayEvent::Message(message)).await.is_err() {
@@ -83,4 +81,19 @@ async fn ask(
         }
     }
     Ok(ReplayEvent::Failed)
+}
+
+/// Pause before a refused connection is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// An engine that starts binds its replay socket after the other one, so that a refusal is not
+/// the last word.
+async fn connect(endpoint: &str, timing: Timing) -> Result<Connection, ZmtpError> {
+    let until = Instant::now() + timing.connect;
+    loop {
+        match Connection::connect(endpoint, Role::Dealer, timing.connect, timing.silence).await {
+            Err(ZmtpError::Io(_)) if Instant::now() + RETRY < until => sleep(RETRY).await,
+            result => return result,
+        }
+    }
 }

@@ -1,0 +1,156 @@
+//! Generated blocks are checked off the apply path: what a model generates need not be tokenized as
+//! its tokenizer would, and then an engine misses where the text matches.
+//!
+//! Blocks are listed at once and unlisted when they differ. The checker has a budget; what it cannot
+//! keep up with stays listed, and is counted.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use canonical::{CONTEXT_TOKENS, Checker, Verdict};
+use prefix_index::EngineHash;
+
+use super::scope::Scope;
+
+/// Blocks that may wait for their check.
+const QUEUE: usize = 8192;
+/// Ends of blocks remembered per scope, to be the left context of what follows: 64 bytes each.
+const MAX_ENDS: usize = 131_072;
+/// Time the checker rests per time it works: a quarter of one core at most.
+const REST: u32 = 3;
+/// It rests after this much work.
+const SPELL: Duration = Duration::from_millis(5);
+
+struct Question {
+    slot: u16,
+    hash: EngineHash,
+    context: Vec<u32>,
+    block: Vec<u32>,
+}
+
+/// Counters of one scope's checks.
+#[derive(Debug, Default)]
+pub(crate) struct Checks {
+    /// Waiting now.
+    pub(crate) waiting: AtomicU64,
+    /// Judged.
+    pub(crate) checked: AtomicU64,
+    /// Judged as neither, for lack of context or of rules.
+    pub(crate) unknown: AtomicU64,
+    /// Not judged, as the queue was full or the context not known.
+    pub(crate) skipped: AtomicU64,
+}
+
+/// The asking side; kept with what changes of a scope.
+pub(crate) struct Asker {
+    questions: SyncSender<Question>,
+    checks: Arc<Checks>,
+    ends: HashMap<(u16, EngineHash), Box<[u32]>>,
+    order: VecDeque<(u16, EngineHash)>,
+}
+
+impl Asker {
+    /// Remembers how the blocks end, and asks about `generated` ones among them.
+    pub(crate) fn stored(
+        &mut self,
+        slot: u16,
+        parent: Option<EngineHash>,
+        hashes: &[EngineHash],
+        blocks: &[&[u32]],
+        is_generated: bool,
+    ) {
+        let mut before = parent;
+        for (hash, block) in hashes.iter().zip(blocks) {
+            if is_generated {
+                match before.and_then(|before| self.ends.get(&(slot, before))) {
+                    Some(end) => self.ask(slot, *hash, end.to_vec(), block.to_vec()),
+                    None => count(&self.checks.skipped),
+                }
+            }
+            self.remember(slot, *hash, &block[block.len().saturating_sub(CONTEXT_TOKENS)..]);
+            before = Some(*hash);
+        }
+    }
+
+    fn ask(&self, slot: u16, hash: EngineHash, context: Vec<u32>, block: Vec<u32>) {
+        count(&self.checks.waiting);
+        let question = Question { slot, hash, context, block };
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.questions.try_send(question)
+        {
+            self.checks.waiting.fetch_sub(1, Ordering::Relaxed);
+            count(&self.checks.skipped);
+        }
+    }
+
+    fn remember(&mut self, slot: u16, hash: EngineHash, end: &[u32]) {
+        if self.ends.insert((slot, hash), end.into()).is_none() {
+            self.order.push_back((slot, hash));
+        }
+        if self.order.len() > MAX_ENDS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ends.remove(&oldest);
+        }
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// An asker and its checker's thread, which ends with the scope.
+pub(crate) fn start(checker: Checker) -> (Asker, Arc<Checks>, impl FnOnce(Weak<Scope>)) {
+    let (questions, asked) = sync_channel(QUEUE);
+    let checks = Arc::new(Checks::default());
+    let asker = Asker {
+        questions,
+        checks: Arc::clone(&checks),
+        ends: HashMap::new(),
+        order: VecDeque::new(),
+    };
+    let run = {
+        let checks = Arc::clone(&checks);
+        move |scope: Weak<Scope>| {
+            std::thread::spawn(move || judge(&checker, &asked, &checks, &scope));
+        }
+    };
+    (asker, checks, run)
+}
+
+fn judge(checker: &Checker, asked: &Receiver<Question>, checks: &Checks, scope: &Weak<Scope>) {
+    let mut worked = Duration::ZERO;
+    while let Ok(question) = asked.recv() {
+        let Some(scope) = scope.upgrade() else { return };
+        let started = Instant::now();
+        let verdict = checker.check(&question.context, &question.block);
+        count(&checks.checked);
+        match verdict {
+            Verdict::Canonical => {}
+            Verdict::Unknown => count(&checks.unknown),
+            Verdict::NonCanonical { with_previous } => {
+                let mut live = scope.live();
+                if let Some((_, index)) = live.indexes.first_mut() {
+                    let previous = index.parent_of(question.slot, question.hash);
+                    if let Some(previous) = previous.filter(|_| with_previous) {
+                        index.mark_non_canonical(question.slot, previous);
+                    }
+                    index.mark_non_canonical(question.slot, question.hash);
+                }
+                drop(live);
+                scope.changed();
+            }
+        }
+        // After what it changed is in the index, so that "none waits" means "all is said".
+        checks.waiting.fetch_sub(1, Ordering::Relaxed);
+        worked += started.elapsed();
+        if worked > SPELL {
+            drop(scope);
+            std::thread::sleep(worked * REST);
+            worked = Duration::ZERO;
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What is said of a source, and how long anything may take.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cursor::{ResetReason, SourceState};
+use crate::decode::DecodeError;
+use crate::event::EventBatch;
+
+/// What happened at a source.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceUpdate {
+    /// A batch, in sequence order, without holes since the last [`Reset`](Self::Reset).
+    Batch {
+        /// Number of the batch within the engine's run.
+        sequence: u64,
+        /// The events.
+        batch: EventBatch,
+        /// When the message was received, replayed ones included.
+        received_at: Instant,
+    },
+    /// Everything known of this source is void. What follows starts over.
+    Reset {
+        /// Why.
+        reason: ResetReason,
+    },
+    /// The source changed its state.
+    State(SourceState),
+    /// The batch in this place of the sequence could not be decoded; its events are lost.
+    Undecodable {
+        /// Number of the batch.
+        sequence: u64,
+        /// What is wrong with it.
+        error: DecodeError,
+    },
+}
+
+/// Timeouts of [`follow_with`](crate::follow_with) and [`listen`](crate::listen()).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// For a connection to be made, handshake included.
+    pub connect: Duration,
+    /// Between two answers of a replay. vLLM serves replays between two batches, which takes up
+    /// to 100 ms.
+    pub replay_silence: Duration,
+    /// Without a live message before the source is asked whether it is still the same, and
+    /// without any byte before the connection is asked for a sign of life; without one for as
+    /// long again it is given up. Right after (re)connecting the source is asked after a tenth of
+    /// it, because batches published before the subscription took effect are missing without a
+    /// sign.
+    pub silence: Duration,
+    /// Longest pause between two attempts to connect.
+    pub max_backoff: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            replay_silence: Duration::from_secs(2),
+            silence: Duration::from_secs(5),
+            max_backoff: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What went wrong without a [`SourceUpdate`] to say so. One for any number of sources.
+#[derive(Debug, Default)]
+pub struct Counters {
+    connections_failed: AtomicU64,
+    frames_too_large: AtomicU64,
+    not_batches: AtomicU64,
+    unknown_topics: AtomicU64,
+    sources_refused: AtomicU64,
+    sources_evicted: AtomicU64,
+    connections_refused: AtomicU64,
+    superseded: AtomicU64,
+}
+
+/// The values of [`Counters`] at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections that were not made, broke, or were given up.
+    pub connections_failed: u64,
+    /// Of these, those whose peer announced more than can be waited for.
+    pub frames_too_large: u64,
+    /// Messages that are not a sequence number and a payload.
+    pub not_batches: u64,
+    /// Messages to a listener under a topic that is not `kv@POD@MODEL`.
+    pub unknown_topics: u64,
+    /// Messages to a listener of a source for which there is no room.
+    pub sources_refused: u64,
+    /// Sources of a listener that were dropped, long disconnected, to make room.
+    pub sources_evicted: u64,
+    /// Connections to a listener beyond its limit.
+    pub connections_refused: u64,
+    /// Messages to a listener over a connection in whose place a newer one has come.
+    pub superseded: u64,
+}
+
+/// One of the [`Counters`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Count {
+    ConnectionFailed,
+    FrameTooLarge,
+    NotABatch,
+    UnknownTopic,
+    SourceRefused,
+    SourceEvicted,
+    ConnectionRefused,
+    Superseded,
+}
+
+impl Counters {
+    /// The values now.
+    pub fn counts(&self) -> Counts {
+        let get = |which| self.counter(which).load(Ordering::Relaxed);
+        Counts {
+            connections_failed: get(Count::ConnectionFailed),
+            frames_too_large: get(Count::FrameTooLarge),
+            not_batches: get(Count::NotABatch),
+            unknown_topics: get(Count::UnknownTopic),
+            sources_refused: get(Count::SourceRefused),
+            sources_evicted: get(Count::SourceEvicted),
+            connections_refused: get(Count::ConnectionRefused),
+            superseded: get(Count::Superseded),
+        }
+    }
+
+    pub(crate) fn add(&self, which: Count) {
+        self.counter(which).fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn counter(&self, which: Count) -> &AtomicU64 {
+        match which {
+            Count::ConnectionFailed => &self.connections_failed,
+            Count::FrameTooLarge => &self.frames_too_large,
+            Count::NotABatch => &self.not_batches,
+            Count::UnknownTopic => &self.unknown_topics,
+            Count::SourceRefused => &self.sources_refused,
+            Count::SourceEvicted => &self.sources_evicted,
+            Count::ConnectionRefused => &self.connections_refused,
+            Count::Superseded => &self.superseded,
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Where an engine with windowed KV groups can resume.
+//!
+//! Hybrid models keep, beside full attention, groups that need only a window of the past: sliding
+//! windows, chunks, mamba states. Such an engine reuses a prefix only up to a block before which
+//! every windowed group holds its whole window; since vLLM 0.30 it keeps few of those, so the full
+//! match alone is an upper bound that may be far off (measured: 576 tokens against 0).
+
+use std::collections::HashMap;
+
+use crate::node::{Arena, EngineHash, NIL, NodeId, Reach};
+
+/// How a group uses the past.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Window {
+    /// The last so many tokens before the resume point.
+    Sliding(u32),
+    /// The tokens since the last multiple of so many.
+    Chunked(u32),
+    /// Only the state at the resume point itself.
+    State,
+}
+
+impl Window {
+    /// First token whose block must be held to resume after `tokens` tokens: one less than the
+    /// window, as the next token's own place counts (vLLM `SlidingWindowManager`).
+    fn first_needed(self, tokens: u32, block: u32) -> u32 {
+        match self {
+            Self::Sliding(window) => tokens.saturating_sub(window.saturating_sub(1)),
+            Self::Chunked(0) => 0,
+            Self::Chunked(window) => tokens / window * window,
+            Self::State => tokens.saturating_sub(block),
+        }
+    }
+
+    /// How far below a change resume points may depend on it, in tokens.
+    fn reach_tokens(self) -> u32 {
+        match self {
+            Self::Sliding(window) | Self::Chunked(window) => window,
+            Self::State => 1,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Group {
+    number: u32,
+    window: Window,
+    copies: HashMap<EngineHash, u16>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Mark {
+    is_resume: bool,
+    /// Most tokens of a resume point among the ancestors.
+    before: u32,
+}
+
+/// Windowed groups of one endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Hybrid {
+    groups: Vec<Group>,
+    marks: HashMap<NodeId, Mark>,
+}
+
+impl Hybrid {
+    /// Counts a copy of each hash; returns those that were not held in this group before.
+    pub(crate) fn store(
+        &mut self,
+        number: u32,
+        window: Window,
+        hashes: &[EngineHash],
+    ) -> Vec<EngineHash> {
+        let at = self.groups.iter().position(|group| group.number == number);
+        let at = at.unwrap_or_else(|| {
+            self.groups.push(Group { number, window, copies: HashMap::new() });
+            self.groups.len() - 1
+        });
+        let group = &mut self.groups[at];
+        group.window = window;
+        let mut news = Vec::new();
+        for hash in hashes {
+            let copies = group.copies.entry(*hash).or_insert(0);
+            if *copies == 0 {
+                news.push(*hash);
+            }
+            *copies = copies.saturating_add(1);
+        }
+        news
+    }
+
+    /// Takes a copy of each hash; `None` when the group is not known, else those that are gone.
+    pub(crate) fn remove(&mut self, number: u32, hashes: &[EngineHash]) -> Option<Vec<EngineHash>> {
+        let group = self.groups.iter_mut().find(|group| group.number == number)?;
+        let mut gone = Vec::new();
+        for hash in hashes {
+            if let Some(copies) = group.copies.get_mut(hash) {
+                *copies -= 1;
+                if *copies == 0 {
+                    group.copies.remove(hash);
+                    gone.push(*hash);
+                }
+            }
+        }
+        Some(gone)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.groups.iter_mut().for_each(|group| group.copies.clear());
+        self.marks.clear();
+    }
+
+    pub(crate) fn forget(&mut self, node: NodeId) {
+        self.marks.remove(&node);
+    }
+
+    /// Most tokens after which the endpoint can resume, for a stride that the node ends and that
+    /// has `stride_tokens` tokens wholly before its end.
+    pub(crate) fn resume_tokens(&self, nodes: &Arena, id: NodeId, stride_tokens: u32) -> u32 {
+        let mark = self.marks.get(&id).copied().unwrap_or_default();
+        match nodes.get(id) {
+            Some(node) if mark.is_resume && node.tokens <= stride_tokens => node.tokens,
+            _ => mark.before,
+        }
+    }
+
+    /// Recomputes resume points from `id` downwards as far as they can have changed; returns the
+    /// nodes whose strides say something else now.
+    pub(crate) fn refresh(&mut self, nodes: &Arena, slot: u16, id: NodeId) -> Vec<NodeId> {
+        let Some(start) = nodes.get(id).map(|node| node.tokens) else { return Vec::new() };
+        let reach = self.groups.iter().map(|group| group.window.reach_tokens()).max().unwrap_or(0);
+        let mut changed = Vec::new();
+        let mut open = vec![id];
+        while let Some(id) = open.pop() {
+            let Some(node) = nodes.get(id) else { continue };
+            let mark = Mark {
+                is_resume: self.can_resume(nodes, slot, id),
+                before: self.before(nodes, node.parent),
+            };
+            let was = self.marks.get(&id).copied().unwrap_or_default();
+            if mark != was {
+                changed.push(id);
+                match mark == Mark::default() {
+                    true => self.marks.remove(&id),
+                    false => self.marks.insert(id, mark),
+                };
+            }
+            if mark != was || node.tokens.saturating_sub(start) <= reach {
+                let mut child = node.first_child;
+                while let Some(next) = nodes.get(child) {
+                    open.push(child);
+                    child = next.next_sibling;
+                }
+            }
+        }
+        changed
+    }
+
+    fn before(&self, nodes: &Arena, parent: NodeId) -> u32 {
+        let mark = self.marks.get(&parent).copied().unwrap_or_default();
+        match nodes.get(parent) {
+            Some(node) if mark.is_resume => node.tokens,
+            _ => mark.before,
+        }
+    }
+
+    fn can_resume(&self, nodes: &Arena, slot: u16, id: NodeId) -> bool {
+        let Some(node) = nodes.get(id).filter(|node| node.reach(slot) == Reach::Gpu) else {
+            return false;
+        };
+        self.groups.iter().all(|group| {
+            let parent_tokens = nodes.get(node.parent).map_or(0, |parent| parent.tokens);
+            let first = group.window.first_needed(node.tokens, node.tokens - parent_tokens);
+            let mut at = id;
+            while let Some(node) = nodes.get(at) {
+                // Roots are the sentinels without a parent.
+                if node.parent == NIL || node.tokens <= first {
+                    break;
+                }
+                let is_held =
+                    node.held_by(slot).is_some_and(|held| group.copies.contains_key(&held.hash));
+                if !is_held {
+                    return false;
+                }
+                at = node.parent;
+            }
+            true
+        })
+    }
+}

@@ -1,0 +1,54 @@
+//! Writes the seeds of the `feed` target into a folder: `cargo run --example feed_seeds -- FOLDER`.
+//! They are inputs, not goldens: nothing is compared with them.
+
+use feed::{
+    Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Counters, Features, Head,
+    Key, WorkerRow,
+};
+use routing::{Candidate, RequestFeatures};
+
+fn main() -> std::io::Result<()> {
+    let folder = std::env::args().nth(1).unwrap_or_else(|| ".".to_owned());
+    let write = |name: &str, bytes: Vec<u8>| std::fs::write(format!("{folder}/{name}"), bytes);
+
+    let mut bucket = BucketWriter::new(9);
+    for fingerprint in [0, 7, 0xAABB_CCDD] {
+        bucket.push(BucketEntry {
+            fingerprint,
+            tokens: 300,
+            gpu: &[2, 200],
+            offloaded: &[1],
+            resumes: &[(2, 256)],
+        });
+    }
+    let bucket = bucket.finish();
+    let mut batch =
+        BatchBuilder::new(BatchHeader { instance: 1, epoch: 9, sequence: 2, completes: true });
+    batch.push(Key::Bucket(3, 4), &bucket);
+    write("batch", batch.finish())?;
+    write("bucket", [&0xAABB_CCDDu32.to_le_bytes()[..], &bucket].concat())?;
+
+    let row = WorkerRow { vm: 1, build: 2, config: 3, beat_ns: 4, picked: 5, fell_back: 6 };
+    let ack = Ack {
+        status: AckStatus::Conflict,
+        head: Head { instance: 3, epoch: 2, ..Head::default() },
+        now_ns: 77,
+        counters: Counters { applied: 1, entries: 2, conflicts: 3, refused: 4, failed: 5 },
+        rows: vec![row],
+        reason: "why".into(),
+    };
+    write("ack", ack.encode())?;
+    write("row", row.encode())?;
+    write("head", ack.head.encode())?;
+
+    let candidate =
+        |slot| Candidate { slot, address: format!("10.0.0.{slot}:8000"), ..Candidate::default() };
+    let features = Features {
+        scope: 3,
+        epoch: 8,
+        request: RequestFeatures { model: "m".into(), strides: 9, ..RequestFeatures::default() },
+        candidates: (0..3).map(candidate).collect(),
+        is_cut: false,
+    };
+    write("features", features.encode())
+}

@@ -1,0 +1,32 @@
+//! What crosses between daemon and filters.
+
+use feed::{
+    Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Table, WorkerRow,
+    find_stride, value_epoch,
+};
+
+/// Every decoder is offered the bytes; what one accepts it must accept again as it writes it.
+pub fn decode(bytes: &[u8]) {
+    if let Ok(batch) = Batch::decode(bytes) {
+        assert!(batch.entries.len() <= bytes.len());
+    }
+    if let Some((fingerprint, bucket)) = bytes.split_first_chunk() {
+        let _ = find_stride(bucket, u32::from_le_bytes(*fingerprint));
+    }
+    let _ = (find_stride(bytes, 0), Key::parse_writable(bytes), value_epoch(bytes));
+    again(bytes, Ack::decode, Ack::encode);
+    again(bytes, Features::decode, Features::encode);
+    let _ = Head::decode(bytes);
+    let _ = (Directory::decode(bytes).is_ok(), Table::decode(bytes).is_ok());
+    let _ = (LoadTable::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());
+    let _ = (Picks::decode(bytes).is_ok(), WorkerRow::decode(bytes).is_ok());
+}
+
+fn again<T, E>(bytes: &[u8], decode: fn(&[u8]) -> Result<T, E>, encode: fn(&T) -> Vec<u8>) {
+    if let Ok(value) = decode(bytes) {
+        let written = encode(&value);
+        // Compared as bytes: a number that is none is not equal to itself.
+        let read = decode(&written).ok().map(|value| encode(&value));
+        assert!(read == Some(written), "written and not read back");
+    }
+}
