@@ -1,5 +1,7 @@
 //! Small cases; the properties against naive twins are in the modules below.
 
+use prefix::{KeyChain, Seed};
+
 use super::*;
 
 mod twin;
