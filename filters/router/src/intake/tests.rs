@@ -104,21 +104,8 @@ impl Gateway {
     fn hold(&self, epoch: u64, text: &str, salt: Option<&str>, strides: usize, slots: &[u16]) {
         let root = Namespace { model: "m", lora: None, salt }.root(&SEED);
         let keys = KeyChain::keys_of(root, &SEED, text.as_bytes());
-        for bucket in 0..BUCKETS {
-            let mut writer = BucketWriter::new(epoch);
-            for (key, tokens) in keys.iter().take(strides).zip((16u32..).step_by(16)) {
-                if bucket_of(*key, BUCKETS) == bucket {
-                    writer.push(BucketEntry {
-                        fingerprint: fingerprint_of(*key),
-                        tokens,
-                        gpu: slots,
-                        offloaded: &[],
-                        resumes: &[],
-                    });
-                }
-            }
-            self.set(Key::Bucket(0, bucket), &writer.finish());
-        }
+        let held = &keys[..strides.min(keys.len())];
+        set_strides(self, epoch, 0, held, slots, |_| vec![]);
     }
 
     /// Sends a request through both filters; returns the destinations.
@@ -238,13 +225,14 @@ fn salts_aliases_chats_and_prefixed_paths() {
 /// Buckets of `scope` with these strides, 16 tokens each.
 fn set_strides(
     gateway: &Gateway,
+    epoch: u64,
     scope: u16,
     keys: &[StrideKey],
     slots: &[u16],
     resume: impl Fn(u32) -> Vec<(u16, u32)>,
 ) {
     for bucket in 0..BUCKETS {
-        let mut writer = BucketWriter::new(8);
+        let mut writer = BucketWriter::new(epoch);
         for (key, tokens) in keys.iter().zip((16u32..).step_by(16)) {
             if bucket_of(*key, BUCKETS) == bucket {
                 writer.push(BucketEntry {
@@ -267,7 +255,7 @@ fn a_prompt_of_token_ids_is_matched_in_its_own_key_space() {
     let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     let root = Namespace { model: "m", lora: None, salt: None }.root_of_token_ids(&SEED);
     let keys = KeyChain::keys_of(root, &SEED, &bytes);
-    set_strides(&gateway, 5, &keys[..3], &[2], |_| vec![]);
+    set_strides(&gateway, 8, 5, &keys[..3], &[2], |_| vec![]);
     for prompt in [serde_json::json!(ids), serde_json::json!([ids])] {
         let body = serde_json::json!({"model": "m", "prompt": prompt}).to_string();
         assert!(gateway.send("/v1/completions", &body).unwrap().starts_with("c,"));
@@ -280,7 +268,7 @@ fn a_hybrid_engine_counts_up_to_where_it_can_resume() {
     let mut gateway = Gateway::new();
     let root = Namespace { model: "m", lora: None, salt: None }.root(&SEED);
     let keys = KeyChain::keys_of(root, &SEED, text(640).as_bytes());
-    set_strides(&gateway, 0, &keys, &[0, 1], |tokens| vec![(1, tokens.min(48))]);
+    set_strides(&gateway, 8, 0, &keys, &[0, 1], |tokens| vec![(1, tokens.min(48))]);
     assert!(gateway.complete(&text(648)).unwrap().starts_with("a,"));
     assert_eq!(gateway.line()["scores"], serde_json::json!({"a": 10, "b": 3}));
     // 3 * 3/10 + 2: the share of the prompt that b can reuse.
