@@ -1,6 +1,7 @@
 //! End-to-end tests.
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+mod adapters;
 mod bodies;
 mod connecting;
 mod daemon_loss;

@@ -28,6 +28,8 @@ pub struct StandOptions {
     pub model: String,
     /// Whether prompts of token ids are matched too.
     pub token_id_prompts: bool,
+    /// LoRA adapters that the daemon is told of.
+    pub adapters: Vec<String>,
     /// Engines connect to the daemon: their event addresses are not in its configuration.
     pub engines_connect: bool,
     /// YAML appended to the pool's configuration file at top level.
@@ -42,6 +44,7 @@ impl Default for StandOptions {
             workers: 1,
             model: "tiny".into(),
             token_id_prompts: false,
+            adapters: Vec::new(),
             engines_connect: false,
             more_config: String::new(),
         }
@@ -168,10 +171,11 @@ impl Stand {
     fn config(&self) -> String {
         let model = &self.options.model;
         let mut text = format!(
-            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}}}\n  endpoints:\n",
+            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}, adapters: {}}}\n  endpoints:\n",
             self.daemon_admin,
             root().join("tests/golden/tiny-model").display(),
             self.options.token_id_prompts,
+            Value::from(self.options.adapters.clone()),
         );
         for engine in &self.engines {
             let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);

@@ -54,7 +54,7 @@ impl Features {
         let mut writer = Writer::with_preamble(b'F', 64 + 80 * candidates.len());
         writer.u64(self.epoch).u16(self.scope).u8(u8::from(is_cut));
         let request = &self.request;
-        writer.text(&request.model);
+        writer.text(&request.model).text(request.adapter.as_deref().unwrap_or_default());
         writer.u32(request.prompt_bytes).u32(request.strides).u32(request.prompt_tokens);
         writer.text(request.unmatched_reason.as_deref().unwrap_or_default());
         writer.u16(candidates.len() as u16);
@@ -76,11 +76,19 @@ impl Features {
         let scope = reader.u16()?;
         let is_cut = reader.u8()? != 0;
         let model = reader.text("model")?.to_owned();
+        let adapter = Some(reader.text("adapter")?).filter(|name| !name.is_empty());
+        let adapter = adapter.map(str::to_owned);
         let (prompt_bytes, strides, prompt_tokens) = (reader.u32()?, reader.u32()?, reader.u32()?);
         let reason = reader.text("unmatched reason")?;
         let unmatched_reason = (!reason.is_empty()).then(|| reason.to_owned());
-        let request =
-            RequestFeatures { model, prompt_bytes, strides, prompt_tokens, unmatched_reason };
+        let request = RequestFeatures {
+            model,
+            adapter,
+            prompt_bytes,
+            strides,
+            prompt_tokens,
+            unmatched_reason,
+        };
         let mut candidates = Vec::new();
         for _ in 0..reader.u16()? {
             let slot = reader.u16()?;
@@ -122,6 +130,7 @@ mod tests {
             epoch: 8,
             request: RequestFeatures {
                 model: "m".into(),
+                adapter: Some("sql".into()),
                 strides: 9,
                 unmatched_reason: Some("r".into()),
                 ..RequestFeatures::default()

@@ -11,6 +11,7 @@
 mod ack;
 mod batch;
 mod bucket;
+mod directory;
 mod features;
 mod head;
 mod key;
@@ -21,13 +22,14 @@ mod wire;
 pub use ack::{Ack, AckStatus, Counters};
 pub use batch::{Batch, BatchBuilder, BatchHeader, MAX_BATCH_BYTES, MAX_BATCH_ENTRIES};
 pub use bucket::{BucketEntry, BucketWriter, MAX_BUCKET_BYTES, find_stride};
+pub use directory::{Directory, DirectoryEntry, MAX_ADAPTERS};
 pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
 pub use head::{Head, Transition};
 pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
 pub use row::{MAX_ROWS, WorkerRow};
 pub use values::{
-    Directory, DirectoryEntry, EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES,
-    ModelValue, Picks, Table, value_epoch,
+    EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,
+    value_epoch,
 };
 pub use wire::WireError;
 

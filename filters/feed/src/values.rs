@@ -1,4 +1,4 @@
-//! Singleton values: directory, endpoint table, load table, model, picks.
+//! Singleton values: endpoint table, load table, model, picks.
 //!
 //! Each starts with kind, version and the epoch of its writer.
 
@@ -18,87 +18,16 @@ pub fn value_epoch(value: &[u8]) -> Option<u64> {
     reader.u64().ok()
 }
 
-fn start(kind: u8, epoch: u64) -> Writer {
+pub(crate) fn start(kind: u8, epoch: u64) -> Writer {
     let mut writer = Writer::with_preamble(kind, 256);
     writer.u64(epoch);
     writer
 }
 
-fn open<'a>(kind: u8, bytes: &'a [u8]) -> Result<(u64, Reader<'a>), WireError> {
+pub(crate) fn open<'a>(kind: u8, bytes: &'a [u8]) -> Result<(u64, Reader<'a>), WireError> {
     let mut reader = Reader::new(bytes);
     reader.preamble(kind)?;
     Ok((reader.u64()?, reader))
-}
-
-/// Which (pool, model) pairs there are and under which scope their values lie.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Directory {
-    /// Writer's epoch.
-    pub epoch: u64,
-    /// All pairs, at most one per (pool, model).
-    pub entries: Vec<DirectoryEntry>,
-}
-
-/// One (pool, model) pair.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct DirectoryEntry {
-    /// Number used in keys.
-    pub scope: u16,
-    /// Pool name, which is the proxy's cluster name.
-    pub pool: String,
-    /// Canonical model name.
-    pub model: String,
-    /// Other names that requests may use.
-    pub aliases: Vec<String>,
-    /// Scope of the buckets over token ids, where the pool keeps them.
-    pub token_ids_scope: Option<u16>,
-}
-
-/// "No scope" on the wire.
-const NO_SCOPE: u16 = u16::MAX;
-
-impl Directory {
-    /// The pair that serves `model`, by name or alias, in `pool`.
-    pub fn find(&self, pool: &str, model: &str) -> Option<&DirectoryEntry> {
-        self.entries.iter().find(|entry| {
-            entry.pool == pool
-                && (entry.model == model || entry.aliases.iter().any(|alias| alias == model))
-        })
-    }
-
-    /// The shared value.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut writer = start(b'D', self.epoch);
-        writer.u16(self.entries.len() as u16);
-        for entry in &self.entries {
-            writer.u16(entry.scope).text(&entry.pool).text(&entry.model);
-            writer.u16(entry.aliases.len() as u16);
-            for alias in &entry.aliases {
-                writer.text(alias);
-            }
-            writer.u16(entry.token_ids_scope.unwrap_or(NO_SCOPE));
-        }
-        writer.0
-    }
-
-    /// Reads the shared value.
-    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let (epoch, mut reader) = open(b'D', bytes)?;
-        let mut entries = Vec::new();
-        for _ in 0..reader.u16()? {
-            let scope = reader.u16()?;
-            let pool = reader.text("pool")?.to_owned();
-            let model = reader.text("model")?.to_owned();
-            let mut aliases = Vec::new();
-            for _ in 0..reader.u16()? {
-                aliases.push(reader.text("alias")?.to_owned());
-            }
-            let token_ids_scope = Some(reader.u16()?).filter(|scope| *scope != NO_SCOPE);
-            entries.push(DirectoryEntry { scope, pool, model, aliases, token_ids_scope });
-        }
-        reader.finish()?;
-        Ok(Self { epoch, entries })
-    }
 }
 
 /// Endpoints of a scope: what changes rarely.
@@ -355,33 +284,6 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_model_is_found_by_name_and_alias_within_its_pool() {
-        let entry = |scope, pool: &str, model: &str, aliases: &[&str]| DirectoryEntry {
-            scope,
-            pool: pool.into(),
-            model: model.into(),
-            aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
-            token_ids_scope: (scope == 2).then_some(7),
-        };
-        let directory = Directory {
-            epoch: 4,
-            entries: vec![
-                entry(0, "a", "m", &["x"]),
-                entry(1, "b", "m", &[]),
-                entry(2, "b", "n", &["x"]),
-            ],
-        };
-        let find = |pool, model| directory.find(pool, model).map(|entry| entry.scope);
-        assert_eq!(
-            (find("a", "m"), find("b", "m"), find("a", "x"), find("b", "x")),
-            (Some(0), Some(1), Some(0), Some(2))
-        );
-        assert_eq!((find("a", "n"), find("c", "m")), (None, None));
-        assert_eq!(Directory::decode(&directory.encode()), Ok(directory.clone()));
-        assert_eq!(value_epoch(&directory.encode()), Some(4));
-    }
-
-    #[test]
     fn picks_keep_order_and_cold_apart() {
         let mut picks = Picks { epoch: 1, ..Picks::default() };
         for (slot, cold) in [(5, true), (2, false), (5, false)] {
@@ -421,10 +323,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_never_panic(kind in prop::sample::select(b"DTLMP".to_vec()), bytes: Vec<u8>) {
+        fn any_bytes_never_panic(kind in prop::sample::select(b"TLMP".to_vec()), bytes: Vec<u8>) {
             let mut framed = vec![kind, 1];
             framed.extend(bytes);
-            let _ = Directory::decode(&framed);
             let _ = Table::decode(&framed);
             let _ = LoadTable::decode(&framed);
             let _ = ModelValue::decode(&framed);

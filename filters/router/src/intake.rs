@@ -1,6 +1,6 @@
 //! `intake`: from a request's body to its features and candidates.
 
-use feed::{DirectoryEntry, FEATURES_PROPERTY, Features, LoadRecord};
+use feed::{FEATURES_PROPERTY, Features, LoadRecord};
 use hostcalls::Host;
 use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, StrideKey, match_prefix};
 use prompt::{Api, Request};
@@ -8,7 +8,7 @@ use routing::{Candidate, Load, PrefixMatch, RequestFeatures};
 
 use crate::config::IntakeConfig;
 use crate::report::Report;
-use crate::state::{Model, StateError, View};
+use crate::state::{Model, Resolved, StateError, View};
 
 /// Lookups of one request at most; 10 to 14 are usual for one depth.
 const MAX_LOOKUPS: u32 = 64;
@@ -104,13 +104,13 @@ impl Intake {
         let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable")?;
         let request = Request::parse(api, &body).map_err(|err| err.reason())?;
         let pool = self.pool(host)?;
-        let entry = self.view.resolve(&pool, request.model()).map_err(StateError::reason)?;
-        let model = self.view.model(host, entry.scope).map_err(StateError::reason)?;
-        let loads = self.view.loads(host, entry.scope).map_err(StateError::reason)?;
+        let named = self.view.resolve(&pool, request.model()).map_err(StateError::reason)?;
+        let model = self.view.model(host, named.scope).map_err(StateError::reason)?;
+        let loads = self.view.loads(host, named.scope).map_err(StateError::reason)?;
 
-        let (matched, depths) = match_request(host, &model, &entry, &request);
+        let (matched, depths) = match_request(host, &model, &named, &request);
         let features = Features {
-            scope: entry.scope,
+            scope: named.scope,
             epoch: self.view.epoch(),
             candidates: candidates(&model, &loads, &depths, &matched),
             request: matched,
@@ -144,12 +144,16 @@ struct Subject {
 /// Renders the prompt, or takes its token ids where the pool keeps a key space of them.
 fn subject(
     model: &Model,
-    entry: &DirectoryEntry,
+    named: &Resolved,
     request: &Request<'_>,
 ) -> Result<Subject, &'static str> {
-    let namespace = Namespace { model: &entry.model, lora: None, salt: request.cache_salt() };
+    let namespace = Namespace {
+        model: &named.model,
+        lora: named.adapter.as_deref(),
+        salt: request.cache_salt(),
+    };
     let seed = &model.value.seed;
-    if let (Some(scope), Some(ids)) = (entry.token_ids_scope, request.token_ids()) {
+    if let (Some(scope), Some(ids)) = (named.token_ids_scope, request.token_ids()) {
         return Ok(Subject {
             bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
             root: namespace.root_of_token_ids(seed),
@@ -162,7 +166,7 @@ fn subject(
     Ok(Subject {
         bytes: prompt.bytes,
         root: namespace.root(seed),
-        scope: entry.scope,
+        scope: named.scope,
         tokens: None,
     })
 }
@@ -171,11 +175,15 @@ fn subject(
 fn match_request(
     host: &impl Host,
     model: &Model,
-    entry: &DirectoryEntry,
+    named: &Resolved,
     request: &Request<'_>,
 ) -> (RequestFeatures, Vec<(u16, Depths)>) {
-    let mut features = RequestFeatures { model: entry.model.clone(), ..RequestFeatures::default() };
-    let subject = match subject(model, entry, request) {
+    let mut features = RequestFeatures {
+        model: named.model.clone(),
+        adapter: named.adapter.clone(),
+        ..RequestFeatures::default()
+    };
+    let subject = match subject(model, named, request) {
         Ok(subject) => subject,
         Err(reason) => {
             features.unmatched_reason = Some(reason.to_owned());

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use feed::{
-    Directory, DirectoryEntry, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride,
-    value_epoch,
+    Directory, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride, value_epoch,
 };
 use hostcalls::Host;
 use prefix::{Holder, Stride, StrideKey, bucket_of, fingerprint_of};
@@ -46,6 +45,19 @@ pub struct View {
     tag: Option<(u64, u32, u64, u64)>,
     directory: Rc<Directory>,
     models: BTreeMap<u16, Rc<Model>>,
+}
+
+/// What a request's model names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolved {
+    /// Scope of the (pool, model) pair.
+    pub scope: u16,
+    /// Scope of its buckets over token ids, where the pool keeps them.
+    pub token_ids_scope: Option<u16>,
+    /// Canonical name of the model.
+    pub model: String,
+    /// LoRA adapter on it.
+    pub adapter: Option<String>,
 }
 
 /// A model, ready to render, hash and look up.
@@ -102,16 +114,22 @@ impl View {
         self.active()
     }
 
-    /// Entry of `model` in `pool`; without a name, of the pool's only model.
-    pub fn resolve(&self, pool: &str, model: Option<&str>) -> Result<DirectoryEntry, StateError> {
-        let entry = match model {
+    /// What `model` names in `pool`; without a name, the pool's only model.
+    pub fn resolve(&self, pool: &str, model: Option<&str>) -> Result<Resolved, StateError> {
+        let found = match model {
             Some(model) => self.directory.find(pool, model),
             None => {
                 let mut all = self.directory.entries.iter().filter(|entry| entry.pool == pool);
-                all.next().filter(|_| all.next().is_none())
+                all.next().filter(|_| all.next().is_none()).map(|entry| (entry, None))
             }
         };
-        entry.cloned().ok_or(StateError::UnknownModel)
+        let (entry, adapter) = found.ok_or(StateError::UnknownModel)?;
+        Ok(Resolved {
+            scope: entry.scope,
+            token_ids_scope: entry.token_ids_scope,
+            model: entry.model.clone(),
+            adapter: adapter.map(str::to_owned),
+        })
     }
 
     /// The model of `scope`, compiled at first use after a change.

@@ -82,6 +82,8 @@ pub struct Candidate {
 pub struct RequestFeatures {
     /// Canonical model name.
     pub model: String,
+    /// LoRA adapter that the request names.
+    pub adapter: Option<String>,
     /// Bytes of the rendered prompt; 0 when it was not rendered.
     pub prompt_bytes: u32,
     /// Full strides of the prompt.

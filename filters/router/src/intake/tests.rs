@@ -64,6 +64,7 @@ impl Gateway {
             pool: "pool".into(),
             model: model.into(),
             aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+            adapters: vec!["sql".into()],
             token_ids_scope: (scope == 0).then_some(5),
         };
         let entries = vec![entry(0, "m", &["alias"]), entry(1, "other", &[])];
@@ -246,6 +247,24 @@ fn set_strides(
         }
         gateway.set(Key::Bucket(scope, bucket), &writer.finish());
     }
+}
+
+#[test]
+fn an_adapter_has_a_namespace_of_its_own() {
+    let mut gateway = Gateway::new();
+    let text = text(648);
+    let root = Namespace { model: "m", lora: Some("sql"), salt: None }.root(&SEED);
+    let keys = KeyChain::keys_of(root, &SEED, text.as_bytes());
+    set_strides(&gateway, 8, 0, &keys, &[1], |_| vec![]);
+    let mut check = |name: &str, expected: serde_json::Value| {
+        let body = serde_json::json!({"model": name, "prompt": text}).to_string();
+        gateway.send("/v1/completions", &body).unwrap();
+        assert_eq!(gateway.line()["scores"], expected, "{name}");
+    };
+    check("m", serde_json::Value::Null);
+    // Both models of this pool have it, so it is asked for with its model.
+    check("m:sql", serde_json::json!({"b": 10}));
+    check("alias:sql", serde_json::json!({"b": 10}));
 }
 
 #[test]

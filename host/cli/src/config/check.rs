@@ -154,9 +154,19 @@ fn model(
         filled(&key, alias.clone())?;
         unique(&key, alias, names)?;
     }
+    if raw.adapters.len() > feed::MAX_ADAPTERS {
+        let expected = format!("at most {}", feed::MAX_ADAPTERS);
+        return Err(Refused::new(format!("{key}.adapters"), raw.adapters.len(), expected));
+    }
+    for (i, adapter) in raw.adapters.iter().enumerate() {
+        let key = format!("{key}.adapters[{i}]");
+        filled(&key, adapter.clone())?;
+        unique(&key, adapter, names)?;
+    }
     Ok(Model {
         name,
         aliases: raw.aliases,
+        adapters: raw.adapters,
         folder: address::resolve(base, &filled(&format!("{key}.folder"), raw.folder)?),
         token_id_prompts: raw.token_id_prompts,
         max_strides: within(&format!("{key}.maxStrides"), raw.max_strides, 1_024, 1_000_000_000)?,

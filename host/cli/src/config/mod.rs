@@ -73,6 +73,8 @@ pub struct Model {
     pub name: String,
     /// Further names requests may use.
     pub aliases: Vec<String>,
+    /// LoRA adapters known from the start; others are learned from the engines' events.
+    pub adapters: Vec<String>,
     /// Folder of tokenizer and chat template.
     pub folder: PathBuf,
     /// Bound of the gateway's index, in strides.

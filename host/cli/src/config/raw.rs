@@ -43,6 +43,8 @@ pub(super) struct RawModel {
     pub(super) name: String,
     #[serde(default)]
     pub(super) aliases: Vec<String>,
+    #[serde(default)]
+    pub(super) adapters: Vec<String>,
     pub(super) folder: String,
     #[serde(default = "default_max_strides")]
     pub(super) max_strides: i64,

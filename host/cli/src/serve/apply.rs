@@ -142,6 +142,9 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
     // its own that no request names.
     let by_number = stored.lora_id.filter(|_| stored.lora_name.is_none());
     let lora = by_number.map(|id| format!("lora_id:{id}")).or_else(|| stored.lora_name.clone());
+    if let Some(name) = &stored.lora_name {
+        live.learn_adapter(name);
+    }
     let beyond_text: Vec<u64> = stored
         .extra_keys
         .iter()

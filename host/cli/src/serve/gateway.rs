@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use feed::{BatchBuilder, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable, Table};
+use feed::{
+    BatchBuilder, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable, MAX_ADAPTERS,
+    MAX_SINGLETON_BYTES, Table,
+};
 use feed_push::{Fill, StateSource};
 
 use super::scope::{Live, Scope, record};
@@ -10,7 +13,7 @@ use super::scope::{Live, Scope, record};
 /// State of all scopes for one gateway.
 pub(crate) struct GatewayFeed {
     scopes: Vec<ScopeFeed>,
-    /// Directory, tables and models: sent once per snapshot.
+    /// Tables and models: sent once per snapshot.
     are_singletons_sent: bool,
     in_flight: InFlight,
 }
@@ -19,11 +22,13 @@ struct ScopeFeed {
     scope: Arc<Scope>,
     watcher: usize,
     load_sent: u64,
+    adapters_sent: u64,
 }
 
 #[derive(Default)]
 struct InFlight {
     singletons: bool,
+    directory: bool,
     /// Scope, index within it, bucket.
     buckets: Vec<(usize, usize, u32)>,
     loads: Vec<usize>,
@@ -35,6 +40,7 @@ impl GatewayFeed {
             watcher: scope.live().each().map(|index| index.watch()).max().unwrap_or(0),
             scope: Arc::clone(scope),
             load_sent: 0,
+            adapters_sent: 0,
         };
         Self {
             scopes: scopes.iter().map(feed_of).collect(),
@@ -43,17 +49,36 @@ impl GatewayFeed {
         }
     }
 
+    /// The directory, whenever an adapter is new. Engines name adapters, so how many is not ours to
+    /// say: as many are told as fit a singleton.
+    fn push_directory(&mut self, epoch: u64, batch: &mut BatchBuilder) {
+        let mut entries = Vec::new();
+        for ScopeFeed { scope, adapters_sent, .. } in &mut self.scopes {
+            let live = scope.live();
+            *adapters_sent = live.adapters_version;
+            entries.push(DirectoryEntry {
+                scope: scope.number,
+                pool: scope.pool.clone(),
+                model: scope.model.name.clone(),
+                aliases: scope.model.aliases.clone(),
+                adapters: live.adapters.clone(),
+                token_ids_scope: scope.token_ids_number,
+            });
+        }
+        let mut directory = Directory { epoch, entries };
+        let mut value = directory.encode();
+        let mut keep = MAX_ADAPTERS;
+        while value.len() > MAX_SINGLETON_BYTES && keep > 0 {
+            keep /= 2;
+            tracing::warn!(keep, "too many LoRA adapters for the feed");
+            directory.entries.iter_mut().for_each(|entry| entry.adapters.truncate(keep));
+            value = directory.encode();
+        }
+        batch.push(Key::Directory(Key::parity(epoch)), &value);
+    }
+
     fn push_singletons(&self, epoch: u64, batch: &mut BatchBuilder) {
         let odd = Key::parity(epoch);
-        let entries = self.scopes.iter().map(|feed| DirectoryEntry {
-            scope: feed.scope.number,
-            pool: feed.scope.pool.clone(),
-            model: feed.scope.model.name.clone(),
-            aliases: feed.scope.model.aliases.clone(),
-            token_ids_scope: feed.scope.token_ids_number,
-        });
-        let directory = Directory { epoch, entries: entries.collect() };
-        batch.push(Key::Directory(odd), &directory.encode());
         for ScopeFeed { scope, .. } in &self.scopes {
             let endpoints = (0u16..)
                 .zip(&scope.endpoints)
@@ -70,6 +95,7 @@ impl StateSource for GatewayFeed {
         self.are_singletons_sent = false;
         for feed in &mut self.scopes {
             feed.load_sent = 0;
+            feed.adapters_sent = 0;
             feed.scope.live().each().for_each(|index| index.mark_all(feed.watcher));
         }
     }
@@ -87,9 +113,13 @@ impl StateSource for GatewayFeed {
             self.are_singletons_sent = true;
             self.in_flight.singletons = true;
         }
+        if self.scopes.iter().any(|feed| feed.adapters_sent != feed.scope.live().adapters_version) {
+            self.push_directory(epoch, batch);
+            self.in_flight.directory = true;
+        }
         let has_room =
             |batch: &BatchBuilder| batch.len_bytes() < max_bytes && batch.count() < max_entries;
-        for (i, ScopeFeed { scope, watcher, load_sent }) in self.scopes.iter_mut().enumerate() {
+        for (i, ScopeFeed { scope, watcher, load_sent, .. }) in self.scopes.iter_mut().enumerate() {
             let mut live = scope.live();
             if *load_sent != live.load_version && has_room(batch) {
                 let records = (0u16..).zip(&live.engines).map(|(slot, e)| record(slot, e));
@@ -112,7 +142,9 @@ impl StateSource for GatewayFeed {
         }
         let is_drained = self.scopes.iter().all(|feed| {
             let live = feed.scope.live();
-            feed.load_sent == live.load_version && live.dirty_count(feed.watcher) == 0
+            feed.load_sent == live.load_version
+                && feed.adapters_sent == live.adapters_version
+                && live.dirty_count(feed.watcher) == 0
         });
         if is_drained { Fill::Drained } else { Fill::More }
     }
@@ -124,6 +156,9 @@ impl StateSource for GatewayFeed {
     fn unknown(&mut self) {
         let in_flight = std::mem::take(&mut self.in_flight);
         self.are_singletons_sent &= !in_flight.singletons;
+        if in_flight.directory {
+            self.scopes.iter_mut().for_each(|feed| feed.adapters_sent = 0);
+        }
         for i in in_flight.loads {
             self.scopes[i].load_sent = 0;
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use canonical::Checker;
-use feed::{LoadRecord, MAX_SINGLETON_BYTES, ModelValue};
+use feed::{LoadRecord, MAX_ADAPTERS, MAX_SINGLETON_BYTES, ModelValue};
 use model::{ModelFolder, TokenTable};
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use routing::{Load, SourceState};
@@ -21,6 +21,9 @@ use crate::config::{Config, Endpoint, EngineKind, Model};
 const STRIDES_PER_BUCKET: u64 = 16;
 /// Bytes of text per token until usage teaches better (measured spread 1.0 to 9.5).
 const BYTES_PER_TOKEN: f32 = 4.0;
+
+/// Longest name of an adapter that is learned from events; file systems allow no longer folder.
+const MAX_ADAPTER_NAME_BYTES: usize = 255;
 
 /// A (pool, model) pair.
 pub(crate) struct Scope {
@@ -56,6 +59,10 @@ pub(crate) struct Live {
     pub(crate) load_version: u64,
     /// Asks whether generated blocks are canonical; `None` where the tokenizer has no checker.
     pub(crate) asker: Option<Asker>,
+    /// LoRA adapters, configured ones first, then those that events have named.
+    pub(crate) adapters: Vec<String>,
+    /// Moves with [`Live::adapters`].
+    pub(crate) adapters_version: u64,
     /// Strides that did not fit their bucket, by push.
     pub(crate) overflow: u64,
 }
@@ -157,7 +164,15 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 seed: seed.clone(),
                 spec_json,
                 bucket_count,
-                live: Mutex::new(Live { indexes, engines, load_version: 1, asker, overflow: 0 }),
+                live: Mutex::new(Live {
+                    indexes,
+                    engines,
+                    load_version: 1,
+                    asker,
+                    adapters: model.adapters.clone(),
+                    adapters_version: 1,
+                    overflow: 0,
+                }),
                 checks,
                 start_checks: Mutex::new(start_checks),
                 wakers: wakers.to_vec(),
@@ -187,6 +202,17 @@ impl Live {
     /// The indexes without their numbers.
     pub(crate) fn each(&mut self) -> impl Iterator<Item = &mut Index> {
         self.indexes.iter_mut().map(|(_, index)| index)
+    }
+
+    /// Takes note of an adapter that an event names. Beyond the limit it stays unknown to gateways,
+    /// and its requests are routed by load.
+    pub(crate) fn learn_adapter(&mut self, name: &str) {
+        let has_room = self.adapters.len() < MAX_ADAPTERS && name.len() <= MAX_ADAPTER_NAME_BYTES;
+        if has_room && !self.adapters.iter().any(|known| known == name) {
+            tracing::info!(adapter = name, "LoRA adapter seen");
+            self.adapters.push(name.to_owned());
+            self.adapters_version += 1;
+        }
     }
 
     /// Changed buckets of a gateway's watcher, which has the same number in every index.

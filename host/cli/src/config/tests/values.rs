@@ -116,6 +116,17 @@ fn names_are_unique() {
         ENDPOINT,
         &format!("c.yaml: pools[0].models[0].aliases[0]: \"m\" is not accepted: {once}"),
     );
+    refused_pool(
+        "{name: m, aliases: [x], adapters: [a, x], folder: f}",
+        ENDPOINT,
+        &format!("c.yaml: pools[0].models[0].adapters[1]: \"x\" is not accepted: {once}"),
+    );
+    let many: Vec<String> = (0..257).map(|i| format!("a{i}")).collect();
+    refused_pool(
+        &format!("{{name: m, adapters: [{}], folder: f}}", many.join(", ")),
+        ENDPOINT,
+        "c.yaml: pools[0].models[0].adapters: 257 is not accepted: expected at most 256",
+    );
     refused_beside_pools(
         "gateways: [{name: g, feed: 'unix:/a'}, {name: g, feed: 'unix:/b'}]",
         &format!("c.yaml: gateways[1].name: \"g\" is not accepted: {once}"),
