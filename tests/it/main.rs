@@ -13,5 +13,6 @@ mod requests;
 mod sessions;
 mod startup;
 mod support;
+mod versions;
 mod walkthrough;
 mod wire;

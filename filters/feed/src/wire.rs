@@ -21,7 +21,7 @@ pub enum WireError {
     #[error("unknown magic or kind")]
     Magic,
     /// A version this build does not read.
-    #[error("format version {0} is not supported")]
+    #[error("feed format {0}, and this build speaks {ours}", ours = crate::FORMAT_VERSION)]
     Version(u8),
     /// A field is outside its range.
     #[error("field `{0}` is out of range")]

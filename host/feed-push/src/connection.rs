@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use feed::Ack;
+use feed::{Ack, WireError};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -45,6 +45,15 @@ pub enum ConnectError {
     /// The listener answered without the feeder: it is not loaded, dead, or another service.
     #[error("feed listener answered {0} without an ack")]
     NoFeeder(StatusCode),
+    /// The feeder is of another format: nothing was applied, as it does not read ours either.
+    #[error(
+        "the gateway's feeder speaks feed format {feeder} and this daemon {}: run both of one version",
+        feed::FORMAT_VERSION
+    )]
+    Format {
+        /// Format of the feeder.
+        feeder: u8,
+    },
     /// The answer cannot be read.
     #[error("ack is not readable: {0}")]
     Ack(String),
@@ -113,6 +122,7 @@ impl Connection {
         let body = Limited::new(response.into_body(), MAX_ACK_BYTES).collect().await;
         let body = body.map_err(|err| ConnectError::Ack(err.to_string()))?.to_bytes();
         match Ack::decode(&body) {
+            Err(WireError::Version(feeder)) => Err(ConnectError::Format { feeder }),
             Ok(ack) if ack.status.http_status() == u32::from(status.as_u16()) => Ok(ack),
             _ if !status.is_success() => Err(ConnectError::NoFeeder(status)),
             Ok(_) => Err(ConnectError::Ack("status and body disagree".into())),

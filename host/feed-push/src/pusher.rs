@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use feed::{Ack, BatchBuilder, BatchHeader, Counters, Head, WorkerRow};
+use feed::{Ack, AckStatus, BatchBuilder, BatchHeader, Counters, Head, WorkerRow};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -33,6 +33,9 @@ pub enum PushState {
     Live,
     /// Another daemon feeds it.
     Standby,
+    /// It does not read our batches: feeder and daemon are of different formats, or its proxy
+    /// refuses what the feeder asks of it.
+    Refused,
 }
 
 impl PushState {
@@ -43,6 +46,7 @@ impl PushState {
             Self::Snapshot => "snapshot",
             Self::Live => "live",
             Self::Standby => "standby",
+            Self::Refused => "refused",
         }
     }
 }
@@ -191,6 +195,10 @@ impl<S: StateSource> Pusher<S> {
             }
         };
         self.note(&ack);
+        if matches!(ack.status, AckStatus::Refused | AckStatus::Failed) {
+            self.refused(&ack.reason);
+            return false;
+        }
         if let Some(since) = self.standby_since {
             let age = Duration::from_nanos(ack.now_ns.saturating_sub(ack.head.stamp_ns));
             let is_fed = ack.head.epoch > 0 && age < TAKEOVER;
@@ -281,16 +289,8 @@ impl<S: StateSource> Pusher<S> {
                 Some(Fill::Drained)
             }
             Next::Refused => {
-                tracing::error!(
-                    gateway = self.config.name,
-                    reason = ack.reason,
-                    "the gateway refused a batch"
-                );
                 self.source.unknown();
-                self.with_status(|status| {
-                    status.failures += 1;
-                    status.last_error = Some(format!("refused: {}", ack.reason));
-                });
+                self.refused(&ack.reason);
                 None
             }
         }
@@ -310,13 +310,25 @@ impl<S: StateSource> Pusher<S> {
             Some(source) => format!("{err}: {source}"),
             None => err.to_string(),
         };
+        let state = match err {
+            ConnectError::Format { .. } => PushState::Refused,
+            _ => PushState::Disconnected,
+        };
+        self.not_fed(state, text);
+    }
+
+    fn refused(&self, reason: &str) {
+        self.not_fed(PushState::Refused, format!("the gateway refused a batch: {reason}"));
+    }
+
+    fn not_fed(&self, state: PushState, error: String) {
         let is_news = self.with_status(|status| {
-            status.state = PushState::Disconnected;
+            status.state = state;
             status.failures += 1;
-            status.last_error.replace(text.clone()) != Some(text.clone())
+            status.last_error.replace(error.clone()) != Some(error.clone())
         });
         if is_news {
-            tracing::warn!(gateway = self.config.name, target = %self.config.target, error = text, "cannot feed the gateway");
+            tracing::warn!(gateway = self.config.name, target = %self.config.target, error, "cannot feed the gateway");
         }
     }
 

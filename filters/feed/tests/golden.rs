@@ -1,0 +1,202 @@
+//! Format 1 byte by byte, against a generator written from the specification: whoever changes a
+//! byte of it changes the format's number.
+
+use feed::{
+    Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Counters,
+    Directory, DirectoryEntry, EndpointEntry, Features, Head, Key, LoadRecord, LoadTable,
+    ModelValue, Picks, Table, WorkerRow, find_stride,
+};
+use prefix::{Holder, Seed, Stride};
+use routing::{Candidate, Load, PrefixMatch, RequestFeatures, SourceState};
+
+const EPOCH: u64 = 0x0102_0304_0506_0708;
+
+fn golden(name: &str) -> Vec<u8> {
+    let text = include_str!("../../../tests/golden/feed/feed.txt");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .expect("a line of that name");
+    (0..line.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&line[i..i + 2], 16).expect("hexadecimal"))
+        .collect()
+}
+
+/// The value is written so, and read back from the golden bytes.
+fn check<T: PartialEq + std::fmt::Debug, E: std::fmt::Debug>(
+    name: &str,
+    value: &T,
+    encode: impl Fn(&T) -> Vec<u8>,
+    decode: impl Fn(&[u8]) -> Result<T, E>,
+) {
+    let bytes = golden(name);
+    assert_eq!(encode(value), bytes, "{name}");
+    assert_eq!(&decode(&bytes).expect(name), value, "{name}");
+}
+
+fn head() -> Head {
+    Head {
+        instance: 7,
+        epoch: EPOCH,
+        sequence: 9,
+        is_complete: true,
+        previous_epoch: 6,
+        config_version: 3,
+        stamp_ns: 1_000_000_007,
+    }
+}
+
+fn row() -> WorkerRow {
+    WorkerRow { vm: 11, build: 12, config: 13, beat_ns: 14, picked: 15, fell_back: 16 }
+}
+
+fn load() -> Load {
+    Load { is_ready: true, waiting: Some(5), running: Some(6), kv_usage_ratio: Some(0.25) }
+}
+
+#[test]
+fn what_filters_and_daemon_keep() {
+    check("head", &head(), Head::encode, Head::decode);
+    check("row", &row(), WorkerRow::encode, WorkerRow::decode);
+    let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+    let directory = Directory {
+        epoch: EPOCH,
+        entries: vec![
+            DirectoryEntry {
+                scope: 0,
+                pool: "pool".into(),
+                model: "m".into(),
+                aliases: texts(&["alias", "ü"]),
+                adapters: texts(&["sql"]),
+                token_ids_scope: Some(1),
+            },
+            DirectoryEntry {
+                scope: 2,
+                pool: "pool-b".into(),
+                model: "n".into(),
+                ..DirectoryEntry::default()
+            },
+        ],
+    };
+    check("directory", &directory, Directory::encode, Directory::decode);
+    let endpoint = |slot, address: &str| EndpointEntry { slot, address: address.into() };
+    let endpoints = vec![endpoint(0, "10.0.0.1:8000"), endpoint(3, "[fd00::1]:8000")];
+    check("table", &Table { epoch: EPOCH, endpoints }, Table::encode, Table::decode);
+    let record = |slot, load, source, block_size_tokens| LoadRecord {
+        slot,
+        load,
+        source,
+        block_size_tokens,
+    };
+    let records = vec![
+        record(0, load(), SourceState::Live, 16),
+        record(3, Load::default(), SourceState::Lost, 0),
+    ];
+    check("loads", &LoadTable { epoch: EPOCH, records }, LoadTable::encode, LoadTable::decode);
+    let model = ModelValue {
+        epoch: EPOCH,
+        seed: Seed(std::array::from_fn(|i| i as u8)),
+        bucket_count: 1024,
+        bytes_per_token: 4.0,
+        spec_json: br#"{"chat_template":null}"#.to_vec(),
+    };
+    check("model", &model, ModelValue::encode, ModelValue::decode);
+    let picks = Picks { epoch: EPOCH, count: 300, slots: vec![(0, 299, 0), (3, 300, 7)] };
+    check("picks", &picks, Picks::encode, Picks::decode);
+}
+
+#[test]
+fn a_bucket() {
+    let mut writer = BucketWriter::new(EPOCH);
+    writer.push(BucketEntry {
+        fingerprint: 0xDEAD_BEEF,
+        tokens: 15,
+        gpu: &[0, 3],
+        offloaded: &[200],
+        resumes: &[],
+    });
+    writer.push(BucketEntry {
+        fingerprint: 1,
+        tokens: 70_000,
+        gpu: &[1],
+        offloaded: &[],
+        resumes: &[(1, 512)],
+    });
+    let bytes = golden("bucket");
+    assert_eq!(writer.finish(), bytes);
+    let holder = |slot, offloaded| Holder { slot, offloaded };
+    let first = Stride {
+        tokens: 15,
+        holders: vec![holder(0, false), holder(3, false), holder(200, true)],
+        resumes: vec![],
+    };
+    let second =
+        Stride { tokens: 70_000, holders: vec![holder(1, false)], resumes: vec![(1, 512)] };
+    assert_eq!(find_stride(&bytes, 0xDEAD_BEEF), Ok(Some(first)));
+    assert_eq!(find_stride(&bytes, 1), Ok(Some(second)));
+    assert_eq!(find_stride(&bytes, 2), Ok(None));
+}
+
+#[test]
+fn what_scorers_read() {
+    let features = Features {
+        scope: 2,
+        epoch: EPOCH,
+        request: RequestFeatures {
+            model: "m".into(),
+            adapter: Some("sql".into()),
+            prompt_bytes: 1000,
+            strides: 15,
+            prompt_tokens: 250,
+            unmatched_reason: None,
+        },
+        candidates: vec![Candidate {
+            slot: 3,
+            address: "10.0.0.1:8000".into(),
+            load: load(),
+            source: SourceState::Live,
+            block_size_tokens: 16,
+            matched: PrefixMatch {
+                gpu_strides: 4,
+                gpu_tokens: 64,
+                any_strides: 6,
+                any_tokens: 96,
+                gpu_blocks: 4,
+            },
+        }],
+        is_cut: false,
+    };
+    check("features", &features, Features::encode, Features::decode);
+}
+
+#[test]
+fn a_batch_and_its_ack() {
+    let header = BatchHeader { instance: 7, epoch: EPOCH, sequence: 10, completes: true };
+    let odd = Key::parity(EPOCH);
+    let entries = [
+        (Key::Directory(odd), golden("directory")),
+        (Key::Table(odd, 2), golden("table")),
+        (Key::Load(odd, 2), golden("loads")),
+        (Key::Model(odd, 2), golden("model")),
+        (Key::Bucket(2, 77), golden("bucket")),
+    ];
+    let mut builder = BatchBuilder::new(header);
+    entries.iter().for_each(|(key, value)| builder.push(*key, value));
+    let bytes = golden("batch");
+    assert_eq!(builder.finish(), bytes);
+    let batch = Batch::decode(&bytes).unwrap();
+    assert_eq!(batch.header, header);
+    let expected: Vec<(Key, &[u8])> = entries.iter().map(|(key, value)| (*key, &**value)).collect();
+    assert_eq!(batch.entries, expected);
+
+    let ack = Ack {
+        status: AckStatus::Conflict,
+        head: head(),
+        now_ns: 2_000_000_009,
+        counters: Counters { applied: 1, entries: 2, conflicts: 3, refused: 4, failed: 5 },
+        rows: vec![row()],
+        reason: "why".into(),
+    };
+    check("ack", &ack, Ack::encode, Ack::decode);
+}

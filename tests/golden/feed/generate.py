@@ -1,0 +1,85 @@
+"""Feed format 1 in bytes, written from its specification (filters/feed/README.md), not by its code.
+
+    python3 generate.py > feed.txt
+
+A line: name and bytes in hexadecimal. `filters/feed/tests/golden.rs` has the same values in Rust.
+"""
+import struct
+
+u8 = lambda n: struct.pack("<B", n)
+u16 = lambda n: struct.pack("<H", n)
+u32 = lambda n: struct.pack("<I", n)
+u64 = lambda n: struct.pack("<Q", n)
+f32 = lambda x: struct.pack("<f", x)
+text = lambda s: u16(len(s.encode())) + s.encode()
+texts = lambda list: u16(len(list)) + b"".join(map(text, list))
+
+
+def varint(n):
+    out = b""
+    while n >= 0x80:
+        out += u8(n & 0x7F | 0x80)
+        n >>= 7
+    return out + u8(n)
+
+
+def record(kind, *fields):
+    return kind.encode() + u8(1) + b"".join(fields)
+
+
+EPOCH = 0x0102030405060708
+head = record("H", u64(7), u64(EPOCH), u64(9), u8(1), u64(6), u32(3), u64(1_000_000_007))
+row_fields = u64(11) + u64(12) + u64(13) + u64(14) + u64(15) + u64(16)
+row = record("R", row_fields)
+directory = record(
+    "D", u64(EPOCH), u16(2),
+    u16(0), text("pool"), text("m"), texts(["alias", "ü"]), texts(["sql"]), u16(1),
+    u16(2), text("pool-b"), text("n"), texts([]), texts([]), u16(0xFFFF),
+)
+table = record("T", u64(EPOCH), u16(2), u16(0), text("10.0.0.1:8000"), u16(3), text("[fd00::1]:8000"))
+load_known = u8(1 | 2 | 4 | 8) + u8(1) + u32(5) + u32(6) + f32(0.25) + u32(16)
+load_unknown = u8(0) + u8(4) + u32(0) + u32(0) + f32(0.0) + u32(0)
+loads = record("L", u64(EPOCH), u16(2), u16(0), load_known, u16(3), load_unknown)
+spec = b'{"chat_template":null}'
+model = record("M", u64(EPOCH), bytes(range(64)), u32(1024), f32(4.0), u32(len(spec)), spec)
+picks = record("P", u64(EPOCH), u64(300), u16(2), u16(0), u64(299), u64(0), u16(3), u64(300), u64(7))
+
+
+def stride(fingerprint, tokens, gpu, offloaded, resumes):
+    body = varint(tokens) + varint(len(gpu)) + varint(len(offloaded))
+    body += b"".join(map(varint, gpu + offloaded))
+    body += b"".join(varint(slot) + varint(at) for slot, at in resumes)
+    return u32(fingerprint) + varint(len(body)) + body
+
+
+bucket = record("B", u64(EPOCH), stride(0xDEADBEEF, 15, [0, 3], [200], []), stride(1, 70000, [1], [], [(1, 512)]))
+features = record(
+    "F", u64(EPOCH), u16(2), u8(0), text("m"), text("sql"), u32(1000), u32(15), u32(250), text(""), u16(1),
+    u16(3), text("10.0.0.1:8000"), load_known, u32(4), u32(64), u32(6), u32(96), u32(4),
+)
+
+
+def entry(key, value):
+    return u8(len(key)) + u32(len(value)) + key + value
+
+
+odd = EPOCH & 1
+entries = [
+    entry(b"D" + u8(odd), directory),
+    entry(b"T" + u8(odd) + u16(2), table),
+    entry(b"L" + u8(odd) + u16(2), loads),
+    entry(b"M" + u8(odd) + u16(2), model),
+    entry(b"B" + u16(2) + u32(77), bucket),
+]
+batch = b"EPPB" + u8(1) + u8(1) + u64(7) + u64(EPOCH) + u64(10) + u32(len(entries)) + b"".join(entries)
+ack = record(
+    "A", u16(409), u16(len(head)), head, u64(2_000_000_009), u64(1), u64(2), u64(3), u64(4), u64(5),
+    u16(1), row_fields, text("why"),
+)
+
+for name, value in [
+    ("head", head), ("row", row), ("directory", directory), ("table", table), ("loads", loads),
+    ("model", model), ("picks", picks), ("bucket", bucket), ("features", features), ("batch", batch),
+    ("ack", ack),
+]:
+    print(name, value.hex())
