@@ -5,6 +5,7 @@ use std::sync::Arc;
 use feed::{BatchBuilder, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable, Table};
 use feed_push::{Fill, StateSource};
 
+use super::lag::{Carried, SharedLag};
 use super::scope::{Live, Scope, record};
 
 /// State of all scopes for one gateway.
@@ -13,12 +14,16 @@ pub(crate) struct GatewayFeed {
     /// Directory, tables and models: sent once per snapshot.
     are_singletons_sent: bool,
     in_flight: InFlight,
+    /// Position among the gateways.
+    number: usize,
+    lag: SharedLag,
 }
 
 struct ScopeFeed {
     scope: Arc<Scope>,
     watcher: usize,
     load_sent: u64,
+    carried: Carried,
 }
 
 #[derive(Default)]
@@ -30,17 +35,26 @@ struct InFlight {
 }
 
 impl GatewayFeed {
-    pub(crate) fn new(scopes: &[Arc<Scope>]) -> Self {
+    /// The feed of gateway `number` of the configuration.
+    pub(crate) fn new(number: usize, scopes: &[Arc<Scope>]) -> Self {
         let feed_of = |scope: &Arc<Scope>| ScopeFeed {
             watcher: scope.live().each().map(|index| index.watch()).max().unwrap_or(0),
             scope: Arc::clone(scope),
             load_sent: 0,
+            carried: Carried::default(),
         };
         Self {
             scopes: scopes.iter().map(feed_of).collect(),
             are_singletons_sent: false,
             in_flight: InFlight::default(),
+            number,
+            lag: SharedLag::default(),
         }
+    }
+
+    /// How long events take to this gateway; shared.
+    pub(crate) fn lag(&self) -> SharedLag {
+        Arc::clone(&self.lag)
     }
 
     fn push_singletons(&self, epoch: u64, batch: &mut BatchBuilder) {
@@ -71,6 +85,7 @@ impl StateSource for GatewayFeed {
         for feed in &mut self.scopes {
             feed.load_sent = 0;
             feed.scope.live().each().for_each(|index| index.mark_all(feed.watcher));
+            feed.carried.snapshot(&feed.scope.applied, self.number, &self.lag);
         }
     }
 
@@ -89,8 +104,10 @@ impl StateSource for GatewayFeed {
         }
         let has_room =
             |batch: &BatchBuilder| batch.len_bytes() < max_bytes && batch.count() < max_entries;
-        for (i, ScopeFeed { scope, watcher, load_sent }) in self.scopes.iter_mut().enumerate() {
+        for (i, feed) in self.scopes.iter_mut().enumerate() {
+            let ScopeFeed { scope, watcher, load_sent, carried } = feed;
             let mut live = scope.live();
+            carried.begin(&scope.applied, live.dirty_positions(*watcher));
             if *load_sent != live.load_version && has_room(batch) {
                 let records = (0u16..).zip(&live.engines).map(|(slot, e)| record(slot, e));
                 let table = LoadTable { epoch, records: records.collect() };
@@ -109,6 +126,7 @@ impl StateSource for GatewayFeed {
                     self.in_flight.buckets.push((i, at, bucket));
                 }
             }
+            carried.end(live.dirty_positions(*watcher));
         }
         let is_drained = self.scopes.iter().all(|feed| {
             let live = feed.scope.live();
@@ -119,11 +137,15 @@ impl StateSource for GatewayFeed {
 
     fn applied(&mut self) {
         self.in_flight = InFlight::default();
+        for feed in &mut self.scopes {
+            feed.carried.acked(&feed.scope.applied, self.number, &self.lag);
+        }
     }
 
     fn unknown(&mut self) {
         let in_flight = std::mem::take(&mut self.in_flight);
         self.are_singletons_sent &= !in_flight.singletons;
+        self.scopes.iter_mut().for_each(|feed| feed.carried.lost());
         for i in in_flight.loads {
             self.scopes[i].load_sent = 0;
         }
