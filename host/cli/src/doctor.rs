@@ -3,6 +3,8 @@
 //! Everything is read from the daemon's own `/readyz`, so the answer is about what runs, not about
 //! what the configuration hopes for.
 
+mod judge;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,11 +16,11 @@ use crate::config::Config;
 
 /// A daemon that does not answer by then does not answer.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Largest answer that is read: a thousand endpoints take about 400 kB.
+/// Largest answer that is read: a thousand endpoints take about 1.5 MB.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
 /// What was found of one engine or gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     /// `engine` or `gateway`.
     pub kind: &'static str,
@@ -26,10 +28,14 @@ pub struct Finding {
     pub name: String,
     /// State in a word.
     pub state: String,
-    /// What is wrong, or worth knowing; one sentence each.
+    /// What is wrong; one sentence each.
     pub problems: Vec<String>,
-    /// Figures for a person.
-    pub note: String,
+    /// What is worth knowing and not wrong; one sentence each.
+    pub remarks: Vec<String>,
+    /// Figures for a person; one line each, the first on the finding's own.
+    pub notes: Vec<String>,
+    /// What it was judged by, as the daemon says it.
+    pub evidence: Value,
 }
 
 /// All findings.
@@ -45,22 +51,24 @@ impl Report {
         self.findings.iter().all(|finding| finding.problems.is_empty())
     }
 
-    /// An aligned table, problems below their line.
+    /// An aligned table; further figures, problems and remarks below their line.
     pub fn text(&self) -> String {
         let width = |of: fn(&Finding) -> usize| self.findings.iter().map(of).max().unwrap_or(0);
         let (names, states) = (width(|f| f.name.len()), width(|f| f.state.len()));
         let mut text = String::new();
         for f in &self.findings {
             let mark = if f.problems.is_empty() { "ok " } else { "BAD" };
-            let line = format!(
-                "{mark} {:<8} {:<names$}  {:<states$}  {}",
-                f.kind, f.name, f.state, f.note
-            );
+            let (first, more) = match f.notes.split_first() {
+                Some((first, more)) => (first.as_str(), more),
+                None => ("", &[][..]),
+            };
+            let line =
+                format!("{mark} {:<8} {:<names$}  {:<states$}  {first}", f.kind, f.name, f.state);
             text.push_str(line.trim_end());
             text.push('\n');
-            for problem in &f.problems {
-                text.push_str(&format!("      {problem}\n"));
-            }
+            more.iter().for_each(|note| text.push_str(&format!("      {note}\n")));
+            f.problems.iter().for_each(|problem| text.push_str(&format!("      ! {problem}\n")));
+            f.remarks.iter().for_each(|remark| text.push_str(&format!("      ({remark})\n")));
         }
         text
     }
@@ -70,7 +78,17 @@ impl Report {
         let findings: Vec<Value> = self
             .findings
             .iter()
-            .map(|f| json!({"kind": f.kind, "name": f.name, "state": f.state, "problems": f.problems, "note": f.note}))
+            .map(|f| {
+                json!({
+                    "kind": f.kind,
+                    "name": f.name,
+                    "state": f.state,
+                    "problems": f.problems,
+                    "remarks": f.remarks,
+                    "notes": f.notes,
+                    "evidence": f.evidence,
+                })
+            })
             .collect();
         json!({"ok": self.is_well(), "findings": findings})
     }
@@ -84,7 +102,7 @@ pub async fn examine(config: &Config) -> Result<Report> {
     let details = tokio::time::timeout(LIMIT, ask(config))
         .await
         .with_context(|| format!("no answer from {} within 5 s", config.admin))??;
-    Ok(judge(&details))
+    Ok(judge::judge(&details))
 }
 
 async fn ask(config: &Config) -> Result<Value> {
@@ -97,107 +115,4 @@ async fn ask(config: &Config) -> Result<Value> {
     let text = String::from_utf8_lossy(&answer);
     let (_, body) = text.split_once("\r\n\r\n").with_context(what)?;
     serde_json::from_str(body).with_context(what)
-}
-
-fn judge(details: &Value) -> Report {
-    let list = |key: &str| details[key].as_array().cloned().unwrap_or_default();
-    let engines = list("endpoints");
-    let gateways = list("gateways");
-    let findings = engines.iter().map(engine).chain(gateways.iter().map(gateway)).collect();
-    Report { findings }
-}
-
-fn engine(of: &Value) -> Finding {
-    let text = |key: &str| of[key].as_str().unwrap_or_default().to_owned();
-    let number = |key: &str| of[key].as_u64().unwrap_or(0);
-    let is = |key: &str| of[key].as_bool().unwrap_or(false);
-    let state = text("source");
-    let mut problems = Vec::new();
-    if !is("ready") {
-        problems.push(format!("its metrics do not answer: {}", text("error")));
-    }
-    match state.as_str() {
-        "live" => {}
-        "none" => problems.push("it has no kvEvents: routed by load only".to_owned()),
-        "lost" => problems.push("its KV events cannot be reached".to_owned()),
-        "resyncing" => problems.push("it is being caught up with".to_owned()),
-        "degraded" if number("other_groups") > 0 => {
-            problems.push("it has KV cache groups that are not understood".to_owned());
-        }
-        "degraded" if number("undecodable") > 0 => {
-            problems.push("it sent events that are not understood".to_owned());
-        }
-        _ => problems.push("the start of its history was not available".to_owned()),
-    }
-    if is("has_events") && !is("has_replay") {
-        problems.push("it has no replay: what is missed stays missing".to_owned());
-    }
-    let (events, metrics) = (number("block_size_tokens"), of["metrics_block_size_tokens"].as_u64());
-    if let Some(metrics) = metrics.filter(|m| events > 0 && *m != events) {
-        problems.push(format!("its events say {events} tokens per block, its metrics {metrics}"));
-    }
-    let age = match of["last_batch_ms"].as_u64() {
-        Some(ms) => format!("last event {}.{} s ago", ms / 1000, ms % 1000 / 100),
-        None => "no event yet".to_owned(),
-    };
-    let (held, resets) = (number("held_blocks"), number("resets"));
-    let note = format!("{held} blocks of {events} tokens, {age}, {resets} resets");
-    Finding { kind: "engine", name: text("address"), state, problems, note }
-}
-
-fn gateway(of: &Value) -> Finding {
-    let text = |key: &str| of[key].as_str().unwrap_or_default().to_owned();
-    let state = text("state");
-    let problems = match state.as_str() {
-        "live" | "standby" => vec![],
-        "snapshot" => vec!["it is being sent a snapshot".to_owned()],
-        _ => vec![format!("it is not fed: {}", text("error"))],
-    };
-    let number = |key: &str| of[key].as_u64().unwrap_or(0);
-    let (workers, sequence, pending) = (number("workers"), number("sequence"), number("pending"));
-    let note = format!("{workers} workers, {sequence} batches acked, {pending} changes pending");
-    Finding { kind: "gateway", name: text("name"), state, problems, note }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn live() -> Value {
-        json!({"address": "127.0.0.1:8000", "ready": true, "source": "live", "has_events": true,
-            "has_replay": true, "block_size_tokens": 16, "metrics_block_size_tokens": 16,
-            "last_batch_ms": 1234, "held_blocks": 7, "resets": 0})
-    }
-
-    #[test]
-    fn all_is_well() {
-        let gateway =
-            json!({"name": "gw", "state": "live", "workers": 2, "sequence": 9, "pending": 0});
-        let report = judge(&json!({"endpoints": [live()], "gateways": [gateway]}));
-        assert!(report.is_well());
-        let text = "ok  engine   127.0.0.1:8000  live  7 blocks of 16 tokens, last event 1.2 s ago, 0 resets\n\
-                    ok  gateway  gw              live  2 workers, 9 batches acked, 0 changes pending\n";
-        assert_eq!(report.text(), text);
-        assert_eq!(report.json()["ok"], true);
-    }
-
-    #[test]
-    fn each_ill_has_its_sentence() {
-        let check = |key: &str, value: Value, expected: &str| {
-            let mut ill = live();
-            ill[key] = value;
-            let report = judge(&json!({"endpoints": [ill], "gateways": []}));
-            assert!(!report.is_well());
-            assert!(report.findings[0].problems[0].contains(expected), "{:?}", report.findings);
-        };
-        check("ready", json!(false), "metrics do not answer");
-        check("source", json!("lost"), "cannot be reached");
-        check("source", json!("none"), "routed by load only");
-        check("source", json!("degraded"), "history was not available");
-        check("has_replay", json!(false), "no replay");
-        check("metrics_block_size_tokens", json!(32), "16 tokens per block, its metrics 32");
-        let gateway = json!({"name": "gw", "state": "disconnected", "error": "refused"});
-        let report = judge(&json!({"endpoints": [], "gateways": [gateway]}));
-        assert_eq!(report.findings[0].problems, ["it is not fed: refused"]);
-    }
 }

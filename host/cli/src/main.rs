@@ -99,7 +99,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Doctor(flags) => {
             let config = load(&flags.config)?;
-            let report = runtime()?.block_on(doctor::examine(&config))?;
+            let report = runtime()?.block_on(doctor::examine(&config));
+            if flags.json
+                && let Err(error) = &report
+            {
+                println!("{}", json!({"ok": false, "error": format!("{error:#}")}));
+            }
+            let report = report?;
             print!("{}", report.text());
             if flags.json {
                 println!("{}", report.json());

@@ -62,6 +62,8 @@ pub struct GatewayStatus {
     pub rows: Vec<WorkerRow>,
     /// Gateway's clock at the last ack, to age the rows' beats.
     pub gateway_now_ns: u64,
+    /// When the last ack came; `None` before the first.
+    pub last_ack: Option<Instant>,
     /// Counters of the feeder that answered last.
     pub feeder: Counters,
     /// Batches, values and bytes acked.
@@ -301,6 +303,7 @@ impl<S: StateSource> Pusher<S> {
             status.head = ack.head;
             status.rows.clone_from(&ack.rows);
             status.gateway_now_ns = ack.now_ns;
+            status.last_ack = Some(Instant::now());
             status.feeder = ack.counters;
         });
     }

@@ -14,8 +14,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+mod counts;
 mod recent;
 
+pub use counts::CursorCounts;
 use recent::{Recent, Seen};
 
 /// Attempts at a replay that bring nothing before it is given up.
@@ -109,6 +111,9 @@ pub struct Cursor {
     unverified: bool,
     failures: u32,
     blind_probes: u32,
+    counts: CursorCounts,
+    /// Position of the last hole that was counted.
+    noted_gap: Option<u64>,
     actions: VecDeque<Action>,
 }
 
@@ -144,6 +149,8 @@ impl Cursor {
             unverified: false,
             failures: 0,
             blind_probes: 0,
+            counts: CursorCounts::default(),
+            noted_gap: None,
             actions: VecDeque::new(),
         }
     }
@@ -161,6 +168,11 @@ impl Cursor {
     /// The next thing to do.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// What was counted since this was last called.
+    pub fn take_counts(&mut self) -> CursorCounts {
+        std::mem::take(&mut self.counts)
     }
 
     /// Current state.
@@ -188,7 +200,7 @@ impl Cursor {
 
     /// The connection is gone, or could not be made.
     pub fn disconnected(&mut self) {
-        self.replay = None;
+        self.drop_replay();
         self.clear_pending();
         self.set_state(SourceState::Lost);
     }
@@ -206,6 +218,7 @@ impl Cursor {
         match self.position {
             Some(position) if message.sequence > position => {
                 replay.probe = false;
+                self.note_gap(position);
                 self.set_state(SourceState::Resyncing);
                 self.defer(message);
             }
@@ -245,6 +258,7 @@ impl Cursor {
             Some(position) if first && (sequence > position || position > 0) => {
                 replay.accepted = 1;
                 replay.delivered = 1;
+                self.note_gap(position);
                 self.jump(message);
             }
             Some(_) => {
@@ -263,6 +277,7 @@ impl Cursor {
     /// The replay in progress reached its end marker.
     pub fn replay_ended(&mut self) {
         let Some(replay) = self.replay.take() else { return };
+        self.count_replay(&replay, !replay.skipped);
         if replay.skipped {
             return self.retry(&replay);
         }
@@ -291,7 +306,15 @@ impl Cursor {
     /// The replay in progress was cut short, or never answered.
     pub fn replay_failed(&mut self) {
         if let Some(replay) = self.replay.take() {
+            self.count_replay(&replay, false);
             self.retry(&replay);
+        }
+    }
+
+    /// Leaves a replay in progress to itself.
+    fn drop_replay(&mut self) {
+        if let Some(replay) = self.replay.take() {
+            self.count_news(&replay);
         }
     }
 
@@ -357,6 +380,7 @@ impl Cursor {
     }
 
     fn gap(&mut self, position: u64, message: Message) {
+        self.note_gap(position);
         if self.can_replay && self.tried != Some(position) {
             self.tried = Some(position);
             self.pending_bytes += message.payload.len();
@@ -371,11 +395,12 @@ impl Cursor {
 
     /// A new run of the engine, known by `message` or by a replay.
     fn restart(&mut self, message: Option<Message>) {
+        self.counts.restarts += 1;
         self.forget(ResetReason::Restart);
         self.replay_proven = false;
         self.unverified = false;
         self.failures = 0;
-        self.replay = None;
+        self.drop_replay();
         // The replay asked for below has everything that is dropped here.
         self.clear_pending();
         if !self.can_replay {
@@ -399,6 +424,7 @@ impl Cursor {
         self.position = None;
         self.partial = false;
         self.tried = None;
+        self.noted_gap = None;
     }
 
     /// Continues from `message`, whatever is missing before it.
@@ -420,6 +446,7 @@ impl Cursor {
     fn request(&mut self, probe: bool) {
         let from = self.position.unwrap_or(0).saturating_sub(1);
         self.replay = Some(Replay { probe, from, accepted: 0, delivered: 0, skipped: false });
+        self.counts.replays += 1;
         self.actions.push_back(Action::Replay { from });
     }
 

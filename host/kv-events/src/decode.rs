@@ -8,6 +8,7 @@
 use rmp::Marker;
 
 use crate::event::{BlockRemoved, BlockStored, EngineKey, EventBatch, ExtraKeys, KvEvent};
+use crate::release::Field;
 
 mod reader;
 
@@ -112,7 +113,7 @@ pub fn decode(payload: &[u8]) -> Result<EventBatch, DecodeError> {
     if r.remaining() > 0 {
         return Err(DecodeError::Trailing { offset: r.offset() });
     }
-    Ok(EventBatch { ts, events, data_parallel_rank })
+    Ok(EventBatch { ts, events, data_parallel_rank, encoding: r.seen })
 }
 
 /// Names of the values after the tag in the array form.
@@ -142,6 +143,10 @@ fn event(r: &mut Reader<'_>) -> Result<KvEvent, DecodeError> {
                 return Err(DecodeError::Missing { offset, event: "event", field: "tag" });
             }
             let tag = r.str("tag")?;
+            r.seen.saw_array();
+            if tag == "BlockStored" {
+                r.seen.saw_stored_values(len - 1);
+            }
             body(r, offset, tag, Form::Array { values: len - 1 })
         }
         Marker::FixMap(_) | Marker::Map16 | Marker::Map32 => {
@@ -153,6 +158,7 @@ fn event(r: &mut Reader<'_>) -> Result<KvEvent, DecodeError> {
                 field: "type",
             })?;
             r.rewind(start);
+            r.seen.saw_map();
             body(r, offset, tag, Form::Map { entries })
         }
         found => Err(unexpected(offset, "event", found)),
@@ -231,21 +237,46 @@ fn stored(r: &mut Reader<'_>, offset: usize, form: Form) -> Result<BlockStored, 
             "token_ids" => tokens = Some(list(r, "token_ids", token)?),
             "block_size" => block_size = Some(r.u32("block_size")?),
             "lora_id" => e.lora_id = optional(r, lora_id)?,
-            "medium" => e.medium = optional(r, |r| string(r, "medium"))?,
-            "lora_name" => e.lora_name = optional(r, |r| string(r, "lora_name"))?,
+            "medium" => {
+                r.seen.saw_field(Field::Medium);
+                e.medium = optional(r, |r| string(r, "medium"))?;
+            }
+            "lora_name" => {
+                r.seen.saw_field(Field::LoraName);
+                e.lora_name = optional(r, |r| string(r, "lora_name"))?;
+            }
             "extra_keys" => {
+                r.seen.saw_field(Field::ExtraKeys);
                 let keys = optional(r, |r| list(r, "extra_keys", extra_keys))?;
                 e.extra_keys = keys.unwrap_or_default();
             }
-            "group_idx" => e.group_idx = optional(r, |r| r.u32("group_idx"))?,
+            "group_idx" => {
+                r.seen.saw_field(Field::Group);
+                e.group_idx = optional(r, |r| r.u32("group_idx"))?;
+            }
             "kv_cache_spec_kind" => {
+                r.seen.saw_field(Field::SpecKind);
                 e.kv_cache_spec_kind = optional(r, |r| string(r, "kv_cache_spec_kind"))?;
             }
             "kv_cache_spec_sliding_window" => {
+                r.seen.saw_field(Field::SlidingWindow);
                 e.sliding_window = optional(r, |r| r.u32("kv_cache_spec_sliding_window"))?;
             }
-            "cache_salt" => e.cache_salt = optional(r, |r| string(r, "cache_salt"))?,
-            _ => return Ok(false),
+            "cache_salt" => {
+                r.seen.saw_field(Field::CacheSalt);
+                e.cache_salt = optional(r, |r| string(r, "cache_salt"))?;
+            }
+            other => {
+                // Passed over, but they tell releases apart.
+                match other {
+                    "locality" => r.seen.saw_field(Field::Locality),
+                    "ownership" => r.seen.saw_field(Field::Ownership),
+                    "session_id" => r.seen.saw_field(Field::SessionId),
+                    "lookahead_token_ids" => r.seen.saw_field(Field::Lookahead),
+                    _ => {}
+                }
+                return Ok(false);
+            }
         }
         Ok(true)
     })?;
@@ -301,11 +332,18 @@ fn key(r: &mut Reader<'_>) -> Result<EngineKey, DecodeError> {
     if matches!(r.peek()?, Marker::Bin8 | Marker::Bin16 | Marker::Bin32) {
         let bytes = r.bin("block hash")?;
         let tail = bytes.get(bytes.len().saturating_sub(8)..).unwrap_or_default();
+        r.seen.saw_hash_bytes();
         return Ok(EngineKey(tail.iter().fold(0, |n, byte| n << 8 | u64::from(*byte))));
     }
     Ok(EngineKey(match r.int("block hash")? {
-        Int::Unsigned(n) => n,
-        Int::Negative(n) => n as u64,
+        Int::Unsigned(n) => {
+            r.seen.saw_hash_unsigned(n);
+            n
+        }
+        Int::Negative(n) => {
+            r.seen.saw_hash_negative();
+            n as u64
+        }
     }))
 }
 

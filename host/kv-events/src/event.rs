@@ -1,5 +1,7 @@
 //! The events, independent of the release that encoded them.
 
+use crate::release::Encoding;
+
 /// Block hash as the engine reports it. Opaque: never compared with a hash of ours.
 ///
 /// A 64-bit fold: `u64` as is, `i64` by its bits, bytes by their last eight, big-endian (vLLM's
@@ -10,12 +12,15 @@ pub struct EngineKey(pub u64);
 /// All events of one scheduler step of one publisher.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventBatch {
-    /// The engine's clock when the batch was made, in seconds since the Unix epoch.
+    /// The engine's clock when the batch was made, in seconds since the Unix epoch; 0 where it does
+    /// not say.
     pub ts: f64,
     /// In the order in which the engine applied them.
     pub events: Vec<KvEvent>,
     /// Rank of the publisher; absent before vLLM 0.9.1.
     pub data_parallel_rank: Option<u32>,
+    /// How it was written.
+    pub encoding: Encoding,
 }
 
 /// One change of an engine's cache.

@@ -61,12 +61,13 @@ async fn run(
     Updates::send(updates, SourceUpdate::State(SourceState::Connecting)).await?;
     loop {
         cursor.connecting();
-        pass_on(&mut cursor, updates).await?;
+        pass_on(&mut cursor, counters, updates).await?;
         match subscribe(config, timing).await {
             Ok(connection) => {
                 let mut live = Subscription { connection, config, counters };
                 let replay = config.replay.as_deref();
-                let (end, heard) = session(&mut live, replay, timing, &mut cursor, updates).await?;
+                let counted = (&mut cursor, counters);
+                let (end, heard) = session(&mut live, replay, timing, counted, updates).await?;
                 tracing::debug!(endpoint = config.endpoint, ?end, "subscription ended");
                 // A peer that only ever shakes hands is asked less and less often.
                 if heard {
@@ -76,7 +77,7 @@ async fn run(
             Err(error) => failed(counters, &config.endpoint, &error),
         }
         cursor.disconnected();
-        pass_on(&mut cursor, updates).await?;
+        pass_on(&mut cursor, counters, updates).await?;
         sleep(backoff).await;
         backoff = (backoff * 2).min(timing.max_backoff);
     }

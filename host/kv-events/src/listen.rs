@@ -60,11 +60,15 @@ pub struct ListenUpdate {
 /// Gives the replay endpoint of a publisher, if it has one. Asked at every connection.
 pub type ReplayOf = dyn Fn(&Topic) -> Option<String> + Send + Sync;
 
+/// Gives the counters of a publisher, if it has its own. Asked when the publisher is first heard.
+pub type CountersOf = dyn Fn(&Topic) -> Option<Arc<Counters>> + Send + Sync;
+
 /// A bound socket. Publishers can connect; [`run`](Self::run) listens to them.
 pub struct EventListener {
     listener: Listener,
     endpoint: String,
     config: ListenConfig,
+    counters_of: Option<Arc<CountersOf>>,
 }
 
 /// Messages of a source that wait for the one before.
@@ -88,12 +92,19 @@ impl EventListener {
     /// Binds the socket.
     pub async fn bind(config: ListenConfig) -> Result<Self, ZmtpError> {
         let listener = Listener::bind(&Endpoint::parse(&config.endpoint)?).await?;
-        Ok(Self { endpoint: listener.endpoint()?, listener, config })
+        Ok(Self { endpoint: listener.endpoint()?, listener, config, counters_of: None })
     }
 
     /// Where publishers can connect, with the port that was taken.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Counts what is a publisher's own (gaps, restarts, replays, superseded messages) apart; the
+    /// rest, and what is of publishers without counters, goes to those of the listener.
+    pub fn counting(mut self, counters_of: Arc<CountersOf>) -> Self {
+        self.counters_of = Some(counters_of);
+        self
     }
 
     /// Listens until the receiver of `updates` is dropped.
@@ -113,6 +124,7 @@ impl EventListener {
             endpoint: self.endpoint,
             timing,
             counters,
+            counters_of: self.counters_of,
             replay,
             updates: updates.clone(),
         });
@@ -191,6 +203,7 @@ struct Hub {
     endpoint: String,
     timing: Timing,
     counters: Arc<Counters>,
+    counters_of: Option<Arc<CountersOf>>,
     replay: Arc<ReplayOf>,
     updates: mpsc::Sender<ListenUpdate>,
 }
@@ -204,6 +217,7 @@ struct Table {
 
 struct Source {
     events: mpsc::Sender<Event>,
+    counters: Arc<Counters>,
     task: JoinHandle<()>,
     holder: Holder,
 }
@@ -238,7 +252,7 @@ impl Hub {
         match source.holder {
             Holder::Connection(holder) if holder == id => return Some(events),
             Holder::Connection(holder) if holder > id => {
-                self.counters.add(Count::Superseded);
+                source.counters.add(Count::Superseded);
                 return None;
             }
             _ => source.holder = Holder::Connection(id),
@@ -250,9 +264,12 @@ impl Hub {
 
     fn start(&self, topic: Topic) -> Source {
         let (events, received) = mpsc::channel(READ_AHEAD);
+        let own = self.counters_of.as_ref().and_then(|of| of(&topic));
+        let counters = own.unwrap_or_else(|| self.counters.clone());
         let (timing, replay, updates) = (self.timing, self.replay.clone(), self.updates.clone());
-        let task = tokio::spawn(source::run(topic, received, timing, replay, updates));
-        Source { events, task, holder: Holder::None(u64::MAX) }
+        let counting = counters.clone();
+        let task = tokio::spawn(source::run(topic, received, timing, counting, replay, updates));
+        Source { events, counters, task, holder: Holder::None(u64::MAX) }
     }
 
     /// Makes room by dropping the source that is longest without a connection.

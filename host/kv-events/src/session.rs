@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::cursor::{Action, Cursor, Message};
 use crate::decode::{DecodeError, decode};
 use crate::replay::{Replay, ReplayEvent};
-use crate::source::{SourceUpdate, Timing};
+use crate::source::{Counters, SourceUpdate, Timing};
 
 /// Where live messages come from.
 pub(crate) trait Live {
@@ -41,12 +41,13 @@ pub(crate) enum End {
     Dead,
 }
 
-/// From the subscription to the end of the connection. Says as well whether a message came.
+/// From the subscription to the end of the connection. Says as well whether a message came. What
+/// the cursor counts goes to the counters beside it.
 pub(crate) async fn session(
     live: &mut (impl Live + Send),
     replay_endpoint: Option<&str>,
     timing: Timing,
-    cursor: &mut Cursor,
+    (cursor, counters): (&mut Cursor, &Counters),
     updates: &(impl Updates + Sync),
 ) -> Result<(End, bool), Closed> {
     let mut replay: Option<Replay> = None;
@@ -54,6 +55,7 @@ pub(crate) async fn session(
     let mut probe_at = Instant::now() + timing.silence / 10;
     cursor.connected();
     loop {
+        counters.add_cursor(&cursor.take_counts());
         while let Some(action) = cursor.next_action() {
             match action {
                 Action::Replay { from } => {
@@ -106,8 +108,10 @@ async fn next(replay: &mut Option<Replay>) -> ReplayEvent {
 /// Passes on what needs no connection.
 pub(crate) async fn pass_on(
     cursor: &mut Cursor,
+    counters: &Counters,
     updates: &(impl Updates + Sync),
 ) -> Result<(), Closed> {
+    counters.add_cursor(&cursor.take_counts());
     while let Some(action) = cursor.next_action() {
         deliver(updates, action).await?;
     }

@@ -1,11 +1,11 @@
 //! What is said of a source, and how long anything may take.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cursor::{ResetReason, SourceState};
+use crate::cursor::{CursorCounts, ResetReason, SourceState};
 use crate::decode::DecodeError;
 use crate::event::EventBatch;
 
@@ -66,7 +66,7 @@ impl Default for Timing {
     }
 }
 
-/// What went wrong without a [`SourceUpdate`] to say so. One for any number of sources.
+/// What happened without a [`SourceUpdate`] to say so. One for any number of sources.
 #[derive(Debug, Default)]
 pub struct Counters {
     connections_failed: AtomicU64,
@@ -77,7 +77,18 @@ pub struct Counters {
     sources_evicted: AtomicU64,
     connections_refused: AtomicU64,
     superseded: AtomicU64,
+    gaps: AtomicU64,
+    restarts: AtomicU64,
+    replays: AtomicU64,
+    replays_with_news: AtomicU64,
+    replays_failed: AtomicU64,
+    replayed_batches: AtomicU64,
+    last_replay: AtomicU8,
 }
+
+/// How the last replay that came to an end did so, as the value of an atomic.
+const ANSWERED: u8 = 1;
+const FAILED: u8 = 2;
 
 /// The values of [`Counters`] at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,6 +109,20 @@ pub struct Counts {
     pub connections_refused: u64,
     /// Messages to a listener over a connection in whose place a newer one has come.
     pub superseded: u64,
+    /// Holes seen in the sequence of batches, closed by a replay or not.
+    pub gaps: u64,
+    /// Runs of the engine found to have ended.
+    pub restarts: u64,
+    /// Replays asked for.
+    pub replays: u64,
+    /// Of these, those that brought batches that were not known.
+    pub replays_with_news: u64,
+    /// Of these, those that were cut short or not answered.
+    pub replays_failed: u64,
+    /// Batches that replays brought and that were not known.
+    pub replayed_batches: u64,
+    /// Whether the last replay that came to an end was answered; `None` before the first.
+    pub is_replay_answered: Option<bool>,
 }
 
 /// One of the [`Counters`].
@@ -126,11 +151,42 @@ impl Counters {
             sources_evicted: get(Count::SourceEvicted),
             connections_refused: get(Count::ConnectionRefused),
             superseded: get(Count::Superseded),
+            gaps: self.gaps.load(Ordering::Relaxed),
+            restarts: self.restarts.load(Ordering::Relaxed),
+            replays: self.replays.load(Ordering::Relaxed),
+            replays_with_news: self.replays_with_news.load(Ordering::Relaxed),
+            replays_failed: self.replays_failed.load(Ordering::Relaxed),
+            replayed_batches: self.replayed_batches.load(Ordering::Relaxed),
+            is_replay_answered: match self.last_replay.load(Ordering::Relaxed) {
+                0 => None,
+                last => Some(last == ANSWERED),
+            },
         }
     }
 
     pub(crate) fn add(&self, which: Count) {
         self.counter(which).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds what a cursor counted.
+    pub(crate) fn add_cursor(&self, counts: &CursorCounts) {
+        if *counts == CursorCounts::default() {
+            return;
+        }
+        for (counter, count) in [
+            (&self.gaps, counts.gaps),
+            (&self.restarts, counts.restarts),
+            (&self.replays, counts.replays),
+            (&self.replays_with_news, counts.replays_with_news),
+            (&self.replays_failed, counts.replays_failed),
+            (&self.replayed_batches, counts.replayed_batches),
+        ] {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
+        if let Some(is_answered) = counts.is_replay_answered {
+            let last = if is_answered { ANSWERED } else { FAILED };
+            self.last_replay.store(last, Ordering::Relaxed);
+        }
     }
 
     fn counter(&self, which: Count) -> &AtomicU64 {

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::cursor::SourceState;
+use crate::cursor::{CursorCounts, ResetReason, SourceState};
 use crate::session::{Closed, Updates};
 use crate::source::{Count, Counters, SourceUpdate};
 
@@ -116,6 +116,7 @@ async fn run(
             Ok(taken) => {
                 (0..taken.unreadable).for_each(|_| counters.add(Count::NotABatch));
                 for update in taken.updates {
+                    counters.add_cursor(&reset(&update));
                     Updates::send(updates, update).await?;
                 }
                 adapter.state()
@@ -134,6 +135,17 @@ async fn run(
             Updates::send(updates, SourceUpdate::State(state)).await?;
         }
     }
+}
+
+/// What a reset is counted as; everything else is nothing.
+fn reset(update: &SourceUpdate) -> CursorCounts {
+    let mut counts = CursorCounts::default();
+    match update {
+        SourceUpdate::Reset { reason: ResetReason::Gap } => counts.gaps = 1,
+        SourceUpdate::Reset { reason: ResetReason::Restart } => counts.restarts = 1,
+        _ => {}
+    }
+    counts
 }
 
 fn count(counters: &Counters, error: &TrtllmError) {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kv_events::{
-    BlockRemoved, BlockStored, DecodeError, EngineKey, EventBatch, ExtraKeys, KvEvent, decode,
+    BlockRemoved, BlockStored, DecodeError, Encoding, EngineKey, EventBatch, ExtraKeys, KvEvent,
+    decode,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -101,6 +102,7 @@ fn the_payload_of_every_release_keeps_its_meaning() {
         assert_eq!(records.len(), releases);
         for record in records {
             let decoded = &record["decoded"];
+            let got = decode(&hex(&record["payload_hex"])).expect("a batch");
             let expected = EventBatch {
                 ts: decoded[0].as_f64().unwrap(),
                 events: decoded[1]
@@ -110,12 +112,61 @@ fn the_payload_of_every_release_keeps_its_meaning() {
                     .map(|event| expected_event(event, &record))
                     .collect(),
                 data_parallel_rank: decoded.get(2).and_then(Value::as_u64).map(|n| n as u32),
+                // Tested by what it says of releases.
+                encoding: got.encoding,
             };
             assert_eq!(expected.events.len(), 3);
-            let got = decode(&hex(&record["payload_hex"]));
-            assert_eq!(got, Ok(expected), "{file} {}", record["version"]);
+            assert_eq!(got, expected, "{file} {}", record["version"]);
         }
     }
+}
+
+/// `0.10.1` as numbers.
+fn version(text: &str) -> Vec<u32> {
+    text.split('.').map(|part| part.parse().expect("a number")).collect()
+}
+
+/// True if `text` is within `first` to `last`, of which the latter names all its patches.
+fn is_within(text: &str, first: &str, last: Option<&str>) -> bool {
+    let of = version(text);
+    let ends = last.map(version);
+    version(first) <= of && ends.is_none_or(|last| of[..last.len().min(of.len())] <= last[..])
+}
+
+#[test]
+fn the_payload_of_every_release_names_it_among_few() {
+    for (file, engine) in
+        [("kv-events-by-version.jsonl", "vLLM"), ("kv-events-sglang-by-version.jsonl", "SGLang")]
+    {
+        for record in lines(file) {
+            let written_by = record["version"].as_str().unwrap();
+            let encoding = decode(&hex(&record["payload_hex"])).expect("a batch").encoding;
+            // The recorded hashes of vLLM fit either sign, those of SGLang are negative.
+            let kind = if engine == "SGLang" { "i64" } else { "integers" };
+            assert_eq!(encoding.hash_kind(), Some(kind), "{engine} {written_by}");
+            let releases = encoding.releases();
+            let own = releases.iter().find(|releases| releases.engine == engine);
+            let own = own.unwrap_or_else(|| panic!("{engine} {written_by}: {releases:?}"));
+            assert!(is_within(written_by, own.first, own.last), "{written_by}: {own}");
+            // What the next or the last form could have written is left out.
+            let is_map = record["decoded"][1][0].is_object();
+            let others = if is_map { ["0.9", "0.23"] } else { ["0.24", "0.33"] };
+            for other in others.iter().filter(|_| engine == "vLLM") {
+                assert!(!is_within(other, own.first, own.last), "{written_by}: {own}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_recorded_session_of_vllm_0_32_is_vllm_with_maps_and_u64_hashes() {
+    let mut encoding = Encoding::default();
+    for frames in session("session-chat-small-cache.jsonl") {
+        encoding.merge(&decode(&frames[2]).expect("decodes").encoding);
+    }
+    let releases: Vec<String> = encoding.releases().iter().map(ToString::to_string).collect();
+    assert_eq!(releases, ["vLLM 0.24 or later"]);
+    assert_eq!((encoding.form(), encoding.hash_kind()), (Some("maps"), Some("u64")));
 }
 
 fn session(name: &str) -> Vec<Vec<Vec<u8>>> {

@@ -233,6 +233,8 @@ async fn a_gap_in_the_numbers_voids_what_was_known() {
     // Of before the gap nothing is left.
     engine.answer(&[removed(8, &[10, 12])]);
     engine.expect("8; GPU removed 12").await;
+    let counts = engine.counters.counts();
+    assert_eq!((counts.gaps, counts.restarts), (1, 0));
 }
 
 #[tokio::test]
@@ -242,6 +244,8 @@ async fn numbers_from_zero_are_a_restart() {
     engine.expect("41; GPU stored 10 tokens [1, 2]").await;
     engine.answer(&[created(0), stored(1, None, &[(10, &[1, 2])])]);
     engine.expect("restart\n1; GPU stored 10 tokens [1, 2]\nlive").await;
+    let counts = engine.counters.counts();
+    assert_eq!((counts.gaps, counts.restarts), (0, 1));
 }
 
 #[tokio::test]

@@ -20,6 +20,8 @@ pub struct EngineLoad {
     pub block_size_tokens: Option<u32>,
     /// Size of the KV cache in blocks, all ranks together.
     pub num_gpu_blocks: Option<u64>,
+    /// Prompt tokens read since the process started, all ranks together, cached ones included.
+    pub prompt_tokens: Option<u64>,
     /// Start of the process, in seconds since the Unix epoch. Another value is another process.
     pub process_start_seconds: Option<f64>,
 }
@@ -54,6 +56,7 @@ enum Wanted {
     CacheConfig,
     BlockSize,
     Blocks,
+    PromptTokens,
     ProcessStart,
 }
 
@@ -66,6 +69,7 @@ fn wanted(name: &str) -> Option<Wanted> {
         "vllm:cache_config_info" | "sglang:cache_config_info" => Wanted::CacheConfig,
         "sglang:page_size" => Wanted::BlockSize,
         "sglang:num_pages" => Wanted::Blocks,
+        "vllm:prompt_tokens_total" | "sglang:prompt_tokens_total" => Wanted::PromptTokens,
         "process_start_time_seconds" => Wanted::ProcessStart,
         _ => return None,
     })
@@ -79,6 +83,7 @@ struct Sums {
     old_usage: Sum,
     block_size: Option<u32>,
     blocks: Sum,
+    prompt_tokens: Sum,
     process_start: Option<f64>,
 }
 
@@ -112,6 +117,7 @@ impl Sums {
                 }
             }
             Wanted::Blocks => self.blocks.add(value),
+            Wanted::PromptTokens => self.prompt_tokens.add(value),
             Wanted::ProcessStart => {
                 if value.is_finite() && value > 0.0 {
                     self.process_start = Some(value);
@@ -128,6 +134,7 @@ impl Sums {
             kv_usage_ratio: self.usage.mean().or(self.old_usage.mean()).map(|mean| mean.min(1.0)),
             block_size_tokens: self.block_size,
             num_gpu_blocks: self.blocks.total().map(|n| n as u64),
+            prompt_tokens: self.prompt_tokens.total().map(|n| n as u64),
             process_start_seconds: self.process_start,
         }
     }
@@ -235,6 +242,7 @@ mod tests {
                 kv_usage_ratio: Some(0.5),
                 block_size_tokens: Some(64),
                 num_gpu_blocks: Some(100),
+                prompt_tokens: None,
                 process_start_seconds: None,
             },
         );

@@ -21,6 +21,7 @@ fn a_page_of_vllm() {
             kv_usage_ratio: Some(0.0),
             block_size_tokens: Some(32),
             num_gpu_blocks: Some(160),
+            prompt_tokens: Some(1633),
             process_start_seconds: Some(1_795_346_580.46),
         })
     );
@@ -36,6 +37,7 @@ fn a_page_of_vllm_with_two_ranks() {
             kv_usage_ratio: Some(0.0),
             block_size_tokens: Some(32),
             num_gpu_blocks: Some(640),
+            prompt_tokens: Some(7664),
             process_start_seconds: None,
         })
     );
@@ -84,6 +86,8 @@ fn naive(page: &str) -> EngineLoad {
             .or(mean(&["vllm:gpu_cache_usage_perc"])),
         block_size_tokens: info("block_size").last().map(|n| *n as u32),
         num_gpu_blocks: (!blocks.is_empty()).then(|| blocks.iter().sum()),
+        prompt_tokens: sum(&["vllm:prompt_tokens_total", "sglang:prompt_tokens_total"])
+            .map(|n| n as u64),
         process_start_seconds: values(&["process_start_time_seconds"]).last().copied(),
     }
 }
@@ -107,6 +111,9 @@ fn any_series() -> impl Strategy<Value = String> {
         "sglang:num_queue_reqs",
         "sglang:num_running_reqs",
         "sglang:token_usage",
+        "vllm:prompt_tokens_total",
+        "vllm:prompt_tokens_by_source_total",
+        "sglang:prompt_tokens_total",
         "process_start_time_seconds",
         "other_total",
     ]);

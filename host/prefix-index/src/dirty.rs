@@ -5,12 +5,13 @@
 pub(crate) struct DirtySet {
     is_dirty: Vec<u64>,
     queue: std::collections::VecDeque<u32>,
+    taken: u64,
 }
 
 impl DirtySet {
     pub(crate) fn new(bucket_count: u32) -> Self {
         let words = (bucket_count as usize).div_ceil(64);
-        Self { is_dirty: vec![0; words], queue: std::collections::VecDeque::new() }
+        Self { is_dirty: vec![0; words], queue: std::collections::VecDeque::new(), taken: 0 }
     }
 
     pub(crate) fn mark(&mut self, bucket: u32) {
@@ -24,7 +25,13 @@ impl DirtySet {
     pub(crate) fn pop(&mut self) -> Option<u32> {
         let bucket = self.queue.pop_front()?;
         self.is_dirty[(bucket / 64) as usize] &= !(1 << (bucket % 64));
+        self.taken += 1;
         Some(bucket)
+    }
+
+    /// Buckets taken so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
     }
 
     pub(crate) fn len(&self) -> usize {

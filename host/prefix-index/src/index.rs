@@ -124,6 +124,13 @@ impl Index {
         self.watchers[watcher].len()
     }
 
+    /// How many buckets the watcher has taken so far, and how many it must have taken until nothing
+    /// of what is changed now waits: buckets are taken in order of first change.
+    pub fn dirty_positions(&self, watcher: usize) -> (u64, u64) {
+        let dirty = &self.watchers[watcher];
+        (dirty.taken(), dirty.taken() + dirty.len() as u64)
+    }
+
     /// Sizes and counters.
     pub fn stats(&self) -> IndexStats {
         IndexStats {

@@ -13,7 +13,7 @@ use routing::SourceState;
 use serde_json::{Value, json};
 
 use super::scope::Scope;
-use super::{Daemon, page};
+use super::{Daemon, details, page};
 
 pub(crate) fn app(daemon: Arc<Daemon>) -> Router {
     Router::new()
@@ -30,7 +30,7 @@ async fn ready(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
     (status, Json(details))
 }
 
-fn details(daemon: &Daemon) -> (bool, Value) {
+pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
     // Read before what is pending: a check changes the index before it stops waiting.
     let waiting = |scope: &Arc<Scope>| scope.checks.waiting.load(Ordering::Relaxed);
     let unchecked = daemon.scopes.iter().map(waiting).sum::<u64>();
@@ -44,7 +44,7 @@ fn details(daemon: &Daemon) -> (bool, Value) {
         };
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
         is_ready &= matches!(status.state, PushState::Live | PushState::Standby);
-        gateways.push(json!({
+        let mut entry = json!({
             "name": gateway.name,
             "state": status.state.name(),
             "instance": format!("{:016x}", status.head.instance),
@@ -53,7 +53,9 @@ fn details(daemon: &Daemon) -> (bool, Value) {
             "workers": status.rows.len(),
             "pending": pending(status.in_flight),
             "error": status.last_error,
-        }));
+        });
+        details::add(&mut entry, details::gateway(&status, gateway));
+        gateways.push(entry);
     }
     let mut endpoints = Vec::new();
     for scope in &daemon.scopes {
@@ -62,7 +64,7 @@ fn details(daemon: &Daemon) -> (bool, Value) {
             let held_blocks = live.indexes.first().map(|(_, index)| index.held_blocks(slot));
             is_ready &= engine.load.is_ready
                 && matches!(engine.source, SourceState::Live | SourceState::None);
-            endpoints.push(json!({
+            let mut entry = json!({
                 "pool": scope.pool,
                 "model": scope.model.name,
                 "address": endpoint.address,
@@ -75,11 +77,13 @@ fn details(daemon: &Daemon) -> (bool, Value) {
                 "event_batches": engine.counters.batches,
                 "last_batch_ms": engine.last_batch.map(|at| at.elapsed().as_millis() as u64),
                 "held_blocks": held_blocks,
-                "resets": engine.counters.resets,
+                "resets": engine.counters.resets(),
                 "undecodable": engine.counters.undecodable,
                 "other_groups": engine.counters.other_groups,
                 "error": engine.scrape_error,
-            }));
+            });
+            details::add(&mut entry, details::engine(scope, slot, engine));
+            endpoints.push(entry);
         }
     }
     (

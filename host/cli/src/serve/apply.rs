@@ -1,6 +1,10 @@
 //! From an engine's events to the index.
 
-use kv_events::{BlockStored, EngineKey, KvEvent, SourceState as EventState, SourceUpdate};
+use std::cell::Cell;
+
+use kv_events::{
+    BlockStored, Encoding, EngineKey, KvEvent, ResetReason, SourceState as EventState, SourceUpdate,
+};
 use prefix_index::{EngineHash, StoredBlocks, Tier, Window};
 use routing::SourceState;
 
@@ -10,13 +14,19 @@ use crate::config::EngineKind;
 /// Applies one update of a source.
 pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
     match update {
-        SourceUpdate::Batch { batch, .. } => {
+        SourceUpdate::Batch { batch, received_at, .. } => {
             let mut live = scope.live();
             counters(&mut live, slot).batches += 1;
-            live.engines[usize::from(slot)].last_batch = Some(std::time::Instant::now());
+            let engine = &mut live.engines[usize::from(slot)];
+            engine.last_batch = Some(std::time::Instant::now());
+            engine.encoding.merge(&batch.encoding);
             live.each().for_each(|index| index.begin_batch(slot));
             for event in &batch.events {
                 apply_event(scope, &mut live, slot, event);
+            }
+            // With the scope locked: a fill that sees the number sees the buckets.
+            if let Some(ts) = scope.applied.push(batch.ts, received_at) {
+                live.engines[usize::from(slot)].last_published = Some((ts, received_at));
             }
             drop(live);
             scope.changed();
@@ -29,7 +39,14 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
             );
             let mut live = scope.live();
             live.each().for_each(|index| index.clear(slot, None));
-            counters(&mut live, slot).resets += 1;
+            match reason {
+                ResetReason::Restart => {
+                    counters(&mut live, slot).restarts += 1;
+                    // Another process may be of another release.
+                    live.engines[usize::from(slot)].encoding = Encoding::default();
+                }
+                ResetReason::Gap => counters(&mut live, slot).gaps += 1,
+            }
             drop(live);
             scope.changed();
         }
@@ -65,19 +82,12 @@ fn counters(live: &mut Live, slot: u16) -> &mut super::scope::EngineCounters {
 
 fn apply_event(scope: &Scope, live: &mut Live, slot: u16, event: &KvEvent) {
     match event {
-        KvEvent::Stored(stored) => match group(stored) {
-            Group::Full => store(scope, live, slot, stored),
-            Group::Windowed(number, window) => {
-                let hashes = hashes(&stored.block_hashes);
-                live.each().for_each(|index| index.store_window(slot, number, window, &hashes));
-            }
-            Group::Unknown => {
-                // What such a group keeps decides what the engine can reuse.
-                counters(live, slot).other_groups += 1;
-                degrade(live, slot);
-            }
-        },
+        KvEvent::Stored(stored) => {
+            counters(live, slot).stored_events += 1;
+            store_in_group(scope, live, slot, stored);
+        }
         KvEvent::Removed(removed) => {
+            counters(live, slot).removed_events += 1;
             counters(live, slot).removed_blocks += removed.block_hashes.len() as u64;
             let (hashes, tier) = (hashes(&removed.block_hashes), tier(removed.medium.as_deref()));
             for index in live.each() {
@@ -88,11 +98,26 @@ fn apply_event(scope: &Scope, live: &mut Live, slot: u16, event: &KvEvent) {
             }
         }
         KvEvent::AllBlocksCleared => {
-            counters(live, slot).cleared += 1;
+            counters(live, slot).cleared_events += 1;
             // It is the GPU pool's reset and says nothing of other tiers.
             live.each().for_each(|index| index.clear(slot, Some(Tier::Gpu)));
         }
         KvEvent::Unknown(_) => counters(live, slot).unknown_events += 1,
+    }
+}
+
+fn store_in_group(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
+    match group(stored) {
+        Group::Full => store(scope, live, slot, stored),
+        Group::Windowed(number, window) => {
+            let hashes = hashes(&stored.block_hashes);
+            live.each().for_each(|index| index.store_window(slot, number, window, &hashes));
+        }
+        Group::Unknown => {
+            // What such a group keeps decides what the engine can reuse.
+            counters(live, slot).other_groups += 1;
+            degrade(live, slot);
+        }
     }
 }
 
@@ -173,14 +198,26 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
         EngineKind::Sglang | EngineKind::Trtllm => true,
     };
     let size = stored.block_size.max(1) as usize;
+    if is_generated {
+        counters(live, slot).generated_blocks += hashes.len() as u64;
+    }
     if let Some(asker) = &mut live.asker {
         let tokens: Vec<&[u32]> = stored.token_ids.chunks_exact(size).collect();
         asker.stored(slot, blocks.parent, &hashes, &tokens, is_generated);
     }
     let now_ms = scope.started.elapsed().as_millis() as u64;
+    let unknown_tokens = Cell::new(0);
+    let bytes_of = |id| {
+        let bytes = scope.tokens.bytes(id);
+        if bytes.is_none() {
+            unknown_tokens.set(unknown_tokens.get() + 1);
+        }
+        bytes
+    };
     for index in live.each() {
-        index.store(slot, &blocks, now_ms, |id| scope.tokens.bytes(id));
+        index.store(slot, &blocks, now_ms, bytes_of);
     }
+    counters(live, slot).unknown_tokens += unknown_tokens.get();
 }
 
 fn hashes(keys: &[EngineKey]) -> Vec<EngineHash> {

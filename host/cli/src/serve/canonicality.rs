@@ -42,6 +42,20 @@ pub(crate) struct Checks {
     pub(crate) unknown: AtomicU64,
     /// Not judged, as the queue was full or the context not known.
     pub(crate) skipped: AtomicU64,
+    /// By slot: judged as one or the other.
+    decided: Box<[AtomicU64]>,
+}
+
+impl Checks {
+    /// The endpoint's generated blocks that were found canonical, or not to be.
+    pub(crate) fn decided(&self, slot: u16) -> u64 {
+        self.decided.get(usize::from(slot)).map_or(0, |decided| decided.load(Ordering::Relaxed))
+    }
+
+    /// Whether there is a checker at all.
+    pub(crate) fn has_checker(&self) -> bool {
+        !self.decided.is_empty()
+    }
 }
 
 /// The asking side; kept with what changes of a scope.
@@ -103,9 +117,13 @@ fn count(counter: &AtomicU64) {
 }
 
 /// An asker and its checker's thread, which ends with the scope.
-pub(crate) fn start(checker: Checker) -> (Asker, Arc<Checks>, impl FnOnce(Weak<Scope>)) {
+pub(crate) fn start(
+    checker: Checker,
+    endpoints: usize,
+) -> (Asker, Arc<Checks>, impl FnOnce(Weak<Scope>)) {
     let (questions, asked) = sync_channel(QUEUE);
-    let checks = Arc::new(Checks::default());
+    let decided = (0..endpoints).map(|_| AtomicU64::new(0)).collect();
+    let checks = Arc::new(Checks { decided, ..Checks::default() });
     let asker = Asker {
         questions,
         checks: Arc::clone(&checks),
@@ -128,6 +146,11 @@ fn judge(checker: &Checker, asked: &Receiver<Question>, checks: &Checks, scope: 
         let started = Instant::now();
         let verdict = checker.check(&question.context, &question.block);
         count(&checks.checked);
+        if verdict != Verdict::Unknown
+            && let Some(decided) = checks.decided.get(usize::from(question.slot))
+        {
+            count(decided);
+        }
         match verdict {
             Verdict::Canonical => {}
             Verdict::Unknown => count(&checks.unknown),

@@ -8,6 +8,7 @@ use feed::{
 };
 use feed_push::{Fill, StateSource};
 
+use super::lag::{Carried, SharedLag};
 use super::scope::{Live, Scope, record};
 
 /// State of all scopes for one gateway.
@@ -16,6 +17,9 @@ pub(crate) struct GatewayFeed {
     /// Tables and models: sent once per snapshot.
     are_singletons_sent: bool,
     in_flight: InFlight,
+    /// Position among the gateways.
+    number: usize,
+    lag: SharedLag,
 }
 
 struct ScopeFeed {
@@ -23,6 +27,7 @@ struct ScopeFeed {
     watcher: usize,
     load_sent: u64,
     adapters_sent: u64,
+    carried: Carried,
 }
 
 #[derive(Default)]
@@ -35,17 +40,21 @@ struct InFlight {
 }
 
 impl GatewayFeed {
-    pub(crate) fn new(scopes: &[Arc<Scope>]) -> Self {
+    /// The feed of gateway `number` of the configuration.
+    pub(crate) fn new(number: usize, scopes: &[Arc<Scope>]) -> Self {
         let feed_of = |scope: &Arc<Scope>| ScopeFeed {
             watcher: scope.live().each().map(|index| index.watch()).max().unwrap_or(0),
             scope: Arc::clone(scope),
             load_sent: 0,
             adapters_sent: 0,
+            carried: Carried::default(),
         };
         Self {
             scopes: scopes.iter().map(feed_of).collect(),
             are_singletons_sent: false,
             in_flight: InFlight::default(),
+            number,
+            lag: SharedLag::default(),
         }
     }
 
@@ -77,6 +86,11 @@ impl GatewayFeed {
         batch.push(Key::Directory(Key::parity(epoch)), &value);
     }
 
+    /// How long events take to this gateway; shared.
+    pub(crate) fn lag(&self) -> SharedLag {
+        Arc::clone(&self.lag)
+    }
+
     fn push_singletons(&self, epoch: u64, batch: &mut BatchBuilder) {
         let odd = Key::parity(epoch);
         for ScopeFeed { scope, .. } in &self.scopes {
@@ -97,6 +111,7 @@ impl StateSource for GatewayFeed {
             feed.load_sent = 0;
             feed.adapters_sent = 0;
             feed.scope.live().each().for_each(|index| index.mark_all(feed.watcher));
+            feed.carried.snapshot(&feed.scope.applied, self.number, &self.lag);
         }
     }
 
@@ -119,8 +134,10 @@ impl StateSource for GatewayFeed {
         }
         let has_room =
             |batch: &BatchBuilder| batch.len_bytes() < max_bytes && batch.count() < max_entries;
-        for (i, ScopeFeed { scope, watcher, load_sent, .. }) in self.scopes.iter_mut().enumerate() {
+        for (i, feed) in self.scopes.iter_mut().enumerate() {
+            let ScopeFeed { scope, watcher, load_sent, carried, .. } = feed;
             let mut live = scope.live();
+            carried.begin(&scope.applied, live.dirty_positions(*watcher));
             if *load_sent != live.load_version && has_room(batch) {
                 let records = (0u16..).zip(&live.engines).map(|(slot, e)| record(slot, e));
                 let table = LoadTable { epoch, records: records.collect() };
@@ -139,6 +156,7 @@ impl StateSource for GatewayFeed {
                     self.in_flight.buckets.push((i, at, bucket));
                 }
             }
+            carried.end(live.dirty_positions(*watcher));
         }
         let is_drained = self.scopes.iter().all(|feed| {
             let live = feed.scope.live();
@@ -151,6 +169,9 @@ impl StateSource for GatewayFeed {
 
     fn applied(&mut self) {
         self.in_flight = InFlight::default();
+        for feed in &mut self.scopes {
+            feed.carried.acked(&feed.scope.applied, self.number, &self.lag);
+        }
     }
 
     fn unknown(&mut self) {
@@ -159,6 +180,7 @@ impl StateSource for GatewayFeed {
         if in_flight.directory {
             self.scopes.iter_mut().for_each(|feed| feed.adapters_sent = 0);
         }
+        self.scopes.iter_mut().for_each(|feed| feed.carried.lost());
         for i in in_flight.loads {
             self.scopes[i].load_sent = 0;
         }

@@ -6,10 +6,13 @@
 mod admin;
 mod apply;
 mod canonicality;
+mod details;
 mod gateway;
+mod lag;
 mod page;
 mod scope;
 mod seed;
+mod spec;
 mod watch;
 
 use std::sync::Arc;
@@ -28,12 +31,15 @@ use scope::Scope;
 pub(crate) struct Daemon {
     pub(crate) scopes: Vec<Arc<Scope>>,
     pub(crate) gateways: Vec<GatewayHandle>,
+    /// Of the listener for engines that connect, if there is one.
+    pub(crate) listener: Option<Arc<watch::ListenerCounts>>,
 }
 
 /// One gateway as the status pages see it.
 pub(crate) struct GatewayHandle {
     pub(crate) name: String,
     pub(crate) status: Arc<std::sync::Mutex<feed_push::GatewayStatus>>,
+    pub(crate) lag: lag::SharedLag,
 }
 
 /// Longest wait for the last pushes when stopping.
@@ -49,7 +55,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (stop, stopped) = watch_channel::channel(false);
     let mut pushers = JoinSet::new();
     let mut gateways = Vec::new();
-    for (gateway, changed) in config.gateways.iter().zip(&wakers) {
+    for (number, (gateway, changed)) in config.gateways.iter().zip(&wakers).enumerate() {
+        let feed = GatewayFeed::new(number, &scopes);
+        let lag = feed.lag();
         let pusher = Pusher::new(
             PusherConfig {
                 name: gateway.name.clone(),
@@ -57,21 +65,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 changed: Arc::clone(changed),
                 stop: stopped.clone(),
             },
-            GatewayFeed::new(&scopes),
+            feed,
         );
-        gateways.push(GatewayHandle { name: gateway.name.clone(), status: pusher.status() });
+        let (name, status) = (gateway.name.clone(), pusher.status());
+        gateways.push(GatewayHandle { name, status, lag });
         pushers.spawn(pusher.run());
     }
     for scope in &scopes {
         scope.start_checks();
     }
-    let daemon = Arc::new(Daemon { scopes, gateways });
+    let listener = config.kv_events_listen.as_ref().map(|_| Arc::default());
+    let daemon = Arc::new(Daemon { scopes, gateways, listener });
     let mut tasks = JoinSet::new();
     for scope in &daemon.scopes {
         watch::start(scope, &config.metrics, &mut tasks);
     }
-    if let Some(endpoint) = &config.kv_events_listen {
-        watch::listen(&daemon.scopes, endpoint, &mut tasks).await?;
+    if let (Some(endpoint), Some(counts)) = (&config.kv_events_listen, &daemon.listener) {
+        watch::listen(&daemon.scopes, endpoint, counts, &mut tasks).await?;
     }
     let listener = tokio::net::TcpListener::bind(config.admin)
         .await

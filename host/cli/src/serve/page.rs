@@ -7,14 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use feed_push::GatewayStatus;
 use prefix_index::IndexStats;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::{Metric, Registry};
+use routing::SourceState;
 
 use super::Daemon;
 use super::admin::source_name;
-use super::scope::Engine;
+use super::details::unchecked_ratio;
+use super::lag::{BOUNDS_S, GatewayLag, Lags, receive_lag_s};
+use super::scope::{Engine, Scope};
+use super::spec::{self, Kind};
+use super::watch::ListenerCounts;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -22,32 +29,71 @@ type Labels = Vec<(&'static str, String)>;
 #[derive(Default)]
 struct Page {
     registry: Registry,
-    counters: Vec<(&'static str, Family<Labels, Counter>)>,
-    gauges: Vec<(&'static str, Family<Labels, Gauge>)>,
+    counters: Families<Counter>,
+    gauges: Families<Gauge<f64, AtomicU64>>,
+    histograms: Families<Histogram>,
 }
+
+/// By name.
+type Families<M> = Vec<(&'static str, Family<Labels, M>)>;
 
 impl Page {
     /// A counter; the encoder appends `_total`.
-    fn counter(&mut self, name: &'static str, help: &str, labels: &Labels, value: u64) {
-        let known = self.counters.iter().position(|(other, _)| *other == name);
-        let at = known.unwrap_or_else(|| {
-            let family = Family::<Labels, Counter>::default();
-            self.registry.register(name, help, family.clone());
-            self.counters.push((name, family));
-            self.counters.len() - 1
-        });
-        self.counters[at].1.get_or_create(labels).inc_by(value);
+    fn counter(&mut self, name: &'static str, labels: &Labels, value: u64) {
+        debug_assert!(spec::is(name, Kind::Counter, labels), "{name} {labels:?}");
+        let family = family(&mut self.registry, &mut self.counters, name);
+        family.get_or_create(labels).inc_by(value);
     }
 
-    fn gauge(&mut self, name: &'static str, help: &str, labels: &Labels, value: i64) {
-        let known = self.gauges.iter().position(|(other, _)| *other == name);
-        let at = known.unwrap_or_else(|| {
-            let family = Family::<Labels, Gauge>::default();
-            self.registry.register(name, help, family.clone());
-            self.gauges.push((name, family));
-            self.gauges.len() - 1
-        });
-        self.gauges[at].1.get_or_create(labels).set(value);
+    fn gauge(&mut self, name: &'static str, labels: &Labels, value: f64) {
+        debug_assert!(spec::is(name, Kind::Gauge, labels), "{name} {labels:?}");
+        let family = family(&mut self.registry, &mut self.gauges, name);
+        family.get_or_create(labels).set(value);
+    }
+
+    fn histogram(&mut self, name: &'static str, labels: &Labels, lags: &Lags) {
+        debug_assert!(spec::is(name, Kind::Histogram, labels), "{name} {labels:?}");
+        let family = family(&mut self.registry, &mut self.histograms, name);
+        *family.get_or_create(labels).0.lock().unwrap_or_else(PoisonError::into_inner) =
+            lags.clone();
+    }
+}
+
+fn family<'f, M>(
+    registry: &mut Registry,
+    known: &'f mut Families<M>,
+    name: &'static str,
+) -> &'f Family<Labels, M>
+where
+    Family<Labels, M>: Metric + Clone + Default,
+{
+    let at = known.iter().position(|(other, _)| *other == name).unwrap_or_else(|| {
+        let family = Family::<Labels, M>::default();
+        registry.register(name, spec::help(name), family.clone());
+        known.push((name, family));
+        known.len() - 1
+    });
+    &known[at].1
+}
+
+/// A histogram that was counted elsewhere.
+#[derive(Clone, Debug, Default)]
+struct Histogram(std::sync::Arc<std::sync::Mutex<Lags>>);
+
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let lags = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bounds = BOUNDS_S.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(lags.buckets).collect();
+        encoder.encode_histogram::<NoLabelSet>(lags.sum_s, lags.count(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
     }
 }
 
@@ -55,128 +101,195 @@ impl Page {
 pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
     let mut page = Page::default();
     for scope in &daemon.scopes {
-        let of_scope: Labels =
-            vec![("pool", scope.pool.clone()), ("model", scope.model.name.clone())];
-        let live = scope.live();
-        for (number, index) in &live.indexes {
-            let mut labels = of_scope.clone();
-            let keys = if *number == scope.number { "text" } else { "token_ids" };
-            labels.push(("keys", keys.to_owned()));
-            of_index(&mut page, &labels, &index.stats());
-        }
-        let checks = &scope.checks;
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let waiting = of(&checks.waiting) as i64;
-        let help = "Generated blocks waiting for their check.";
-        page.gauge("wasm_epp_generated_blocks_waiting", help, &of_scope, waiting);
-        for (name, help, value) in [
-            ("wasm_epp_generated_blocks_checked", "Generated blocks judged.", &checks.checked),
-            ("wasm_epp_generated_blocks_unknown", "Judged as neither.", &checks.unknown),
-            ("wasm_epp_generated_blocks_skipped", "Not judged.", &checks.skipped),
-        ] {
-            page.counter(name, help, &of_scope, of(value));
-        }
-        let help = "Strides that did not fit their bucket when it was pushed.";
-        page.counter("wasm_epp_index_bucket_overflows", help, &of_scope, live.overflow);
-        for (endpoint, engine) in scope.endpoints.iter().zip(&live.engines) {
-            let mut labels = of_scope.clone();
-            labels.push(("endpoint", endpoint.address.clone()));
-            of_engine(&mut page, labels, engine);
-        }
+        of_scope(&mut page, scope);
+    }
+    if let Some(listener) = &daemon.listener {
+        of_listener(&mut page, listener);
     }
     for gateway in &daemon.gateways {
-        let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
-        of_gateway(&mut page, vec![("gateway", gateway.name.clone())], &status);
+        let labels = vec![("gateway", gateway.name.clone())];
+        let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        of_gateway(&mut page, &labels, &status);
+        let lag = gateway.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        of_lag(&mut page, &labels, &lag);
     }
     let mut text = String::new();
     encode(&mut text, &page.registry)?;
     Ok(text)
 }
 
+fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
+    let mut labels = labels.clone();
+    labels.push((name, value.to_owned()));
+    labels
+}
+
+fn of_scope(page: &mut Page, scope: &Scope) {
+    let labels: Labels = vec![("pool", scope.pool.clone()), ("model", scope.model.name.clone())];
+    let checks = &scope.checks;
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    page.gauge("wasm_epp_generated_blocks_waiting", &labels, of(&checks.waiting) as f64);
+    page.counter("wasm_epp_generated_blocks_checked", &labels, of(&checks.checked));
+    page.counter("wasm_epp_generated_blocks_unknown", &labels, of(&checks.unknown));
+    page.counter("wasm_epp_generated_blocks_skipped", &labels, of(&checks.skipped));
+    // Copied out, so that engines' events do not wait while the page is written.
+    let (stats, engines, overflow) = {
+        let live = scope.live();
+        let stats: Vec<_> = live.indexes.iter().map(|(number, i)| (*number, i.stats())).collect();
+        (stats, live.engines.clone(), live.overflow)
+    };
+    for (number, stats) in &stats {
+        let keys = if *number == scope.number { "text" } else { "token_ids" };
+        of_index(page, &with(&labels, "keys", keys), stats);
+    }
+    page.counter("wasm_epp_index_bucket_overflows", &labels, overflow);
+    for state in STATES {
+        let count = engines.iter().filter(|engine| engine.source == state).count();
+        let labels = with(&labels, "state", source_name(state));
+        page.gauge("wasm_epp_sources", &labels, count as f64);
+    }
+    for (slot, engine) in (0u16..).zip(&engines) {
+        let address = &scope.endpoints[usize::from(slot)].address;
+        let labels = with(&labels, "endpoint", address);
+        of_engine(page, &labels, engine);
+        of_reader(page, &labels, &scope.readers[usize::from(slot)].counts());
+        let generated = engine.counters.generated_blocks;
+        page.counter("wasm_epp_generated_blocks", &labels, generated);
+        if let Some(ratio) = unchecked_ratio(generated, checks.decided(slot)) {
+            page.gauge("wasm_epp_generated_blocks_unchecked_ratio", &labels, ratio);
+        }
+    }
+}
+
+const STATES: [SourceState; 5] = [
+    SourceState::None,
+    SourceState::Live,
+    SourceState::Resyncing,
+    SourceState::Degraded,
+    SourceState::Lost,
+];
+
 fn of_index(page: &mut Page, labels: &Labels, stats: &IndexStats) {
-    for (name, help, value) in [
-        ("wasm_epp_index_blocks", "Distinct blocks known.", stats.nodes),
-        ("wasm_epp_index_strides", "Distinct strides known.", stats.strides),
-        ("wasm_epp_index_holdings", "Pairs of block and endpoint.", stats.held),
-        ("wasm_epp_index_parked", "Blocks waiting for an unknown parent.", stats.parked),
+    for (name, value) in [
+        ("wasm_epp_index_blocks", stats.nodes),
+        ("wasm_epp_index_strides", stats.strides),
+        ("wasm_epp_index_holdings", stats.held),
+        ("wasm_epp_index_parked", stats.parked),
     ] {
-        page.gauge(name, help, labels, value as i64);
+        page.gauge(name, labels, value as f64);
     }
-    for (name, help, value) in [
-        ("wasm_epp_index_orphans", "Blocks stored under an unknown parent.", stats.orphans),
-        ("wasm_epp_index_orphans_attached", "Orphans whose parent came.", stats.attached),
-        ("wasm_epp_index_orphans_expired", "Orphans given up.", stats.expired),
-        (
-            "wasm_epp_index_unknown_removals",
-            "Removals of blocks that are not held.",
-            stats.unknown_removals,
-        ),
-        (
-            "wasm_epp_index_unknown_announcements",
-            "Blocks announced by a hash that is not known.",
-            stats.unknown_announcements,
-        ),
-        (
-            "wasm_epp_index_non_canonical_blocks",
-            "Blocks that are not what their text would be tokenized to.",
-            stats.non_canonical,
-        ),
-        ("wasm_epp_index_unknown_tokens", "Token ids without bytes.", stats.unknown_tokens),
-        (
-            "wasm_epp_index_malformed_stores",
-            "Stores whose token ids do not fit their blocks.",
-            stats.malformed,
-        ),
-        (
-            "wasm_epp_index_dropped_strides",
-            "Strides not listed because maxStrides was reached.",
-            stats.dropped_strides,
-        ),
-        (
-            "wasm_epp_index_refused_blocks",
-            "Blocks beyond an endpoint's share.",
-            stats.refused_blocks,
-        ),
+    for (name, value) in [
+        ("wasm_epp_index_orphans", stats.orphans),
+        ("wasm_epp_index_orphans_attached", stats.attached),
+        ("wasm_epp_index_orphans_expired", stats.expired),
+        ("wasm_epp_index_unknown_removals", stats.unknown_removals),
+        ("wasm_epp_index_unknown_announcements", stats.unknown_announcements),
+        ("wasm_epp_index_non_canonical_blocks", stats.non_canonical),
+        ("wasm_epp_index_unknown_tokens", stats.unknown_tokens),
+        ("wasm_epp_index_malformed_stores", stats.malformed),
+        ("wasm_epp_index_dropped_strides", stats.dropped_strides),
+        ("wasm_epp_index_refused_blocks", stats.refused_blocks),
     ] {
-        page.counter(name, help, labels, value);
+        page.counter(name, labels, value);
     }
 }
 
-fn of_engine(page: &mut Page, mut labels: Labels, engine: &Engine) {
+fn of_engine(page: &mut Page, labels: &Labels, engine: &Engine) {
     let c = &engine.counters;
-    for (name, help, value) in [
-        ("wasm_epp_event_batches", "Batches of KV events applied.", c.batches),
-        ("wasm_epp_blocks_stored", "Blocks announced as stored.", c.stored_blocks),
-        ("wasm_epp_blocks_removed", "Blocks announced as removed.", c.removed_blocks),
-        ("wasm_epp_caches_cleared", "Caches announced as cleared.", c.cleared),
-        ("wasm_epp_source_resets", "Times the state was void: restart or gap.", c.resets),
-        ("wasm_epp_source_fenced", "Restarts found by the metrics page first.", c.fenced),
-        ("wasm_epp_event_batches_undecodable", "Batches not understood.", c.undecodable),
-        ("wasm_epp_events_unknown", "Events of an unknown kind.", c.unknown_events),
-        ("wasm_epp_events_other_groups", "Stores of unknown KV cache groups.", c.other_groups),
-        ("wasm_epp_scrapes", "Scrapes of the engine's metrics.", c.scrapes),
-        ("wasm_epp_scrape_failures", "Scrapes that failed.", c.scrape_failures),
+    for (name, value) in [
+        ("wasm_epp_event_batches", c.batches),
+        ("wasm_epp_event_batches_undecodable", c.undecodable),
+        ("wasm_epp_events_other_groups", c.other_groups),
+        ("wasm_epp_blocks_stored", c.stored_blocks),
+        ("wasm_epp_blocks_removed", c.removed_blocks),
+        ("wasm_epp_source_unknown_tokens", c.unknown_tokens),
+        ("wasm_epp_scrapes", c.scrapes),
+        ("wasm_epp_scrape_failures", c.scrape_failures),
     ] {
-        page.counter(name, help, &labels, value);
+        page.counter(name, labels, value);
     }
-    let help = "1 when the endpoint may be picked.";
-    page.gauge("wasm_epp_endpoint_ready", help, &labels, i64::from(engine.load.is_ready));
-    labels.push(("state", source_name(engine.source).to_owned()));
-    page.gauge("wasm_epp_source_state", "1 for the state of the prefix source.", &labels, 1);
+    for (kind, value) in [
+        ("stored", c.stored_events),
+        ("removed", c.removed_events),
+        ("cleared", c.cleared_events),
+        ("unknown", c.unknown_events),
+    ] {
+        page.counter("wasm_epp_events", &with(labels, "kind", kind), value);
+    }
+    for (reason, value) in [("restart", c.restarts), ("gap", c.gaps), ("process", c.fenced)] {
+        page.counter("wasm_epp_source_resets", &with(labels, "reason", reason), value);
+    }
+    if let Some(seconds) = engine.last_published.map(receive_lag_s) {
+        page.gauge("wasm_epp_source_receive_lag_seconds", labels, seconds);
+    }
+    page.gauge("wasm_epp_endpoint_ready", labels, f64::from(u8::from(engine.load.is_ready)));
+    let state = with(labels, "state", source_name(engine.source));
+    page.gauge("wasm_epp_source_state", &state, 1.0);
 }
 
-fn of_gateway(page: &mut Page, mut labels: Labels, status: &GatewayStatus) {
-    for (name, help, value) in [
-        ("wasm_epp_push_batches", "Batches acked by the gateway.", status.batches),
-        ("wasm_epp_push_entries", "Values acked by the gateway.", status.entries),
-        ("wasm_epp_push_bytes", "Bytes acked by the gateway.", status.bytes),
-        ("wasm_epp_push_snapshots", "Snapshots begun.", status.snapshots),
-        ("wasm_epp_push_failures", "Posts without a good ack.", status.failures),
+fn of_reader(page: &mut Page, labels: &Labels, counts: &kv_events::Counts) {
+    for (name, value) in [
+        ("wasm_epp_source_gaps", counts.gaps),
+        ("wasm_epp_source_replays", counts.replays),
+        ("wasm_epp_source_replays_with_batches", counts.replays_with_news),
+        ("wasm_epp_source_replays_failed", counts.replays_failed),
+        ("wasm_epp_source_replayed_batches", counts.replayed_batches),
+        ("wasm_epp_source_connections_failed", counts.connections_failed),
+        ("wasm_epp_source_frames_too_large", counts.frames_too_large),
+        ("wasm_epp_source_messages_malformed", counts.not_batches),
+        ("wasm_epp_source_messages_superseded", counts.superseded),
     ] {
-        page.counter(name, help, &labels, value);
+        page.counter(name, labels, value);
     }
-    let help = "Worker VMs of the router that have reported.";
-    page.gauge("wasm_epp_gateway_workers", help, &labels, status.rows.len() as i64);
-    labels.push(("state", status.state.name().to_owned()));
-    page.gauge("wasm_epp_gateway_state", "1 for the state the gateway is in.", &labels, 1);
 }
+
+fn of_listener(page: &mut Page, listener: &ListenerCounts) {
+    let counts = listener.counters.counts();
+    let strangers = listener.strangers.load(Ordering::Relaxed);
+    for (name, value) in [
+        ("wasm_epp_listener_connections_failed", counts.connections_failed),
+        ("wasm_epp_listener_connections_refused", counts.connections_refused),
+        ("wasm_epp_listener_frames_too_large", counts.frames_too_large),
+        ("wasm_epp_listener_messages_malformed", counts.not_batches),
+        ("wasm_epp_listener_messages_unknown_topic", counts.unknown_topics),
+        ("wasm_epp_listener_messages_refused", counts.sources_refused),
+        ("wasm_epp_listener_sources_evicted", counts.sources_evicted),
+        ("wasm_epp_listener_updates_unconfigured", strangers),
+    ] {
+        page.counter(name, &Labels::new(), value);
+    }
+}
+
+fn of_gateway(page: &mut Page, labels: &Labels, status: &GatewayStatus) {
+    for (name, value) in [
+        ("wasm_epp_push_batches", status.batches),
+        ("wasm_epp_push_entries", status.entries),
+        ("wasm_epp_push_bytes", status.bytes),
+        ("wasm_epp_push_snapshots", status.snapshots),
+        ("wasm_epp_push_failures", status.failures),
+    ] {
+        page.counter(name, labels, value);
+    }
+    page.gauge("wasm_epp_gateway_workers", labels, status.rows.len() as f64);
+    page.gauge("wasm_epp_gateway_state", &with(labels, "state", status.state.name()), 1.0);
+    if let Some(at) = status.last_ack {
+        page.gauge("wasm_epp_gateway_ack_age_seconds", labels, at.elapsed().as_secs_f64());
+    }
+}
+
+fn of_lag(page: &mut Page, labels: &Labels, lag: &GatewayLag) {
+    page.histogram("wasm_epp_lag_published_to_acked_seconds", labels, &lag.published);
+    page.histogram("wasm_epp_lag_received_to_acked_seconds", labels, &lag.received);
+    page.counter("wasm_epp_lag_batches_clamped", labels, lag.clamped);
+    for (reason, value) in [
+        ("overflow", lag.skipped.overflow),
+        ("snapshot", lag.skipped.snapshot),
+        ("no_timestamp", lag.skipped.no_timestamp),
+        ("before_start", lag.skipped.before_start),
+    ] {
+        page.counter("wasm_epp_lag_batches_skipped", &with(labels, "reason", reason), value);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,12 +6,14 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use canonical::Checker;
 use feed::{LoadRecord, MAX_ADAPTERS, MAX_SINGLETON_BYTES, ModelValue};
+use kv_events::Encoding;
 use model::{ModelFolder, TokenTable};
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use routing::{Load, SourceState};
 use tokio::sync::Notify;
 
 use super::canonicality::{self, Asker, Checks};
+use super::lag::Applied;
 use super::seed;
 use crate::config::{Config, Endpoint, EngineKind, Model};
 
@@ -41,6 +43,10 @@ pub(crate) struct Scope {
     live: Mutex<Live>,
     wakers: Vec<Arc<Notify>>,
     pub(crate) checks: Arc<Checks>,
+    /// Batches whose way to the gateways is timed.
+    pub(crate) applied: Applied,
+    /// By slot: what the readers of events count.
+    pub(crate) readers: Vec<Arc<kv_events::Counters>>,
     start_checks: Mutex<Option<StartChecks>>,
     /// Zero of the times that parked blocks are aged by.
     pub(crate) started: Instant,
@@ -78,7 +84,13 @@ pub(crate) struct Engine {
     pub(crate) metrics_block_size_tokens: Option<u32>,
     /// When the last batch of events was applied.
     pub(crate) last_batch: Option<Instant>,
+    /// How the events since the last restart are written.
+    pub(crate) encoding: Encoding,
+    /// Timestamp and receipt of the last batch that lags are taken from.
+    pub(crate) last_published: Option<(f64, tokio::time::Instant)>,
     pub(crate) counters: EngineCounters,
+    /// Prompt tokens it has read, by its metrics: when its process was first seen, and now.
+    pub(crate) prompt_tokens: Option<(u64, u64)>,
     /// The process that the last scrape reached, by its start in seconds since the Unix epoch.
     pub(crate) process_start: Option<f64>,
     /// Resets of the source when that process was first seen.
@@ -95,14 +107,30 @@ pub(crate) struct EngineCounters {
     pub(crate) batches: u64,
     pub(crate) stored_blocks: u64,
     pub(crate) removed_blocks: u64,
-    pub(crate) cleared: u64,
-    pub(crate) resets: u64,
-    pub(crate) undecodable: u64,
+    pub(crate) stored_events: u64,
+    pub(crate) removed_events: u64,
+    pub(crate) cleared_events: u64,
     pub(crate) unknown_events: u64,
+    /// Resets because the engine restarted.
+    pub(crate) restarts: u64,
+    /// Resets because batches are missing.
+    pub(crate) gaps: u64,
+    pub(crate) undecodable: u64,
     pub(crate) other_groups: u64,
+    /// Blocks that may be of generated text, which is checked.
+    pub(crate) generated_blocks: u64,
+    /// Token ids without bytes in blocks that nobody had announced before.
+    pub(crate) unknown_tokens: u64,
     pub(crate) fenced: u64,
     pub(crate) scrapes: u64,
     pub(crate) scrape_failures: u64,
+}
+
+impl EngineCounters {
+    /// Times the source said that its state is void.
+    pub(crate) fn resets(&self) -> u64 {
+        self.restarts + self.gaps
+    }
 }
 
 /// Reads models and seeds.
@@ -144,7 +172,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
             let indexes = indexes.collect();
             let (asker, checks, start_checks) = match Checker::load(&model.folder) {
                 Ok(checker) => {
-                    let (asker, checks, start) = canonicality::start(checker);
+                    let (asker, checks, start) = canonicality::start(checker, endpoints.len());
                     (Some(asker), checks, Some(Box::new(start) as StartChecks))
                 }
                 Err(error) => {
@@ -153,6 +181,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                     (None, Arc::default(), None)
                 }
             };
+            let readers = endpoints.iter().map(|_| Arc::default()).collect();
             let engines = vec![Engine::default(); endpoints.len()];
             scopes.push(Arc::new(Scope {
                 number,
@@ -174,6 +203,8 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                     overflow: 0,
                 }),
                 checks,
+                applied: Applied::new(wakers.len()),
+                readers,
                 start_checks: Mutex::new(start_checks),
                 wakers: wakers.to_vec(),
                 started: Instant::now(),
@@ -213,6 +244,11 @@ impl Live {
             self.adapters.push(name.to_owned());
             self.adapters_version += 1;
         }
+    }
+
+    /// A watcher's [`Index::dirty_positions`] in each index.
+    pub(crate) fn dirty_positions(&self, watcher: usize) -> impl Iterator<Item = (u64, u64)> {
+        self.indexes.iter().map(move |(_, index)| index.dirty_positions(watcher))
     }
 
     /// Changed buckets of a gateway's watcher, which has the same number in every index.

@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use kv_events::trtllm::{self, TrtllmConfig};
-use kv_events::{EventListener, ListenConfig, SourceConfig, Timing, Topic, follow};
+use kv_events::{Counters, EventListener, ListenConfig, SourceConfig, Timing, Topic, follow_with};
 use pod_metrics::{EngineLoad, Scraper};
 use routing::Load;
 use tokio::sync::mpsc;
@@ -26,10 +27,11 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
     for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
         if let Some(events) = &endpoint.kv_events {
             let (sender, mut updates) = mpsc::channel(QUEUE);
+            let counters = Arc::clone(&scope.readers[usize::from(slot)]);
             match endpoint.engine {
                 EngineKind::Trtllm => {
                     let config = TrtllmConfig::new(events.clone());
-                    tasks.spawn(trtllm::follow(config, Arc::default(), sender));
+                    tasks.spawn(trtllm::follow(config, counters, sender));
                 }
                 EngineKind::Vllm | EngineKind::Sglang => {
                     let config = SourceConfig {
@@ -37,7 +39,7 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
                         replay: endpoint.replay.clone(),
                         topic: endpoint.topic.clone(),
                     };
-                    tasks.spawn(follow(config, sender));
+                    tasks.spawn(follow_with(config, Timing::default(), counters, sender));
                 }
             }
             let scope = Arc::clone(scope);
@@ -56,6 +58,7 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
 pub(crate) async fn listen(
     scopes: &[Arc<Scope>],
     endpoint: &str,
+    counts: &Arc<ListenerCounts>,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let listener = EventListener::bind(ListenConfig::new(endpoint))
@@ -68,7 +71,14 @@ pub(crate) async fn listen(
         let (scope, slot) = endpoint_of(&known, topic)?;
         scope.endpoints[usize::from(slot)].replay.clone()
     };
-    tasks.spawn(listener.run(Timing::default(), Arc::default(), Arc::new(replay), sender));
+    let known = scopes.to_vec();
+    let listener = listener.counting(Arc::new(move |topic: &Topic| {
+        let (scope, slot) = endpoint_of(&known, topic)?;
+        Some(Arc::clone(&scope.readers[usize::from(slot)]))
+    }));
+    let counters = Arc::clone(&counts.counters);
+    tasks.spawn(listener.run(Timing::default(), counters, Arc::new(replay), sender));
+    let counts = Arc::clone(counts);
     let scopes = scopes.to_vec();
     tasks.spawn(async move {
         let mut strangers = HashSet::new();
@@ -76,6 +86,7 @@ pub(crate) async fn listen(
             match endpoint_of(&scopes, &heard.topic) {
                 Some((scope, slot)) => apply::apply(scope, slot, heard.update),
                 None => {
+                    counts.strangers.fetch_add(1, Ordering::Relaxed);
                     let is_news =
                         strangers.len() < MAX_STRANGERS && strangers.insert(heard.topic.clone());
                     if is_news {
@@ -86,6 +97,15 @@ pub(crate) async fn listen(
         }
     });
     Ok(())
+}
+
+/// What the listener counts that is of no configured endpoint.
+#[derive(Default)]
+pub(crate) struct ListenerCounts {
+    /// Of its connections.
+    pub(crate) counters: Arc<Counters>,
+    /// Updates of publishers that are no configured endpoint.
+    pub(crate) strangers: AtomicU64,
 }
 
 /// Topics that are reported as unknown, once each.
@@ -147,7 +167,7 @@ fn fence(scope: &Scope, slot: u16, load: &EngineLoad) {
     }
     let Some(start) = load.process_start_seconds else { return };
     let engine = &mut live.engines[usize::from(slot)];
-    let resets = engine.counters.resets;
+    let resets = engine.counters.resets();
     match engine.process_start {
         Some(known) if (known - start).abs() <= SAME_START_SECONDS => {
             engine.resets_at_start = resets;
@@ -193,6 +213,11 @@ fn answered(engine: &mut Engine, load: &EngineLoad) {
         kv_usage_ratio: load.kv_usage_ratio.map(|ratio| ratio as f32),
     };
     engine.metrics_block_size_tokens = load.block_size_tokens;
+    engine.prompt_tokens = load.prompt_tokens.map(|now| match engine.prompt_tokens {
+        Some((first, before)) if now >= before => (first, now),
+        // Fewer than before: another process.
+        _ => (now, now),
+    });
     if engine.block_size_tokens == 0 {
         engine.block_size_tokens = load.block_size_tokens.unwrap_or(0);
     }

@@ -209,6 +209,9 @@ async fn a_gateway_gets_a_snapshot_then_changes() {
     running.changed.notify_one();
     wait_for(|| held(&setup.gateway).unwrap()[3] == (3, 77)).await;
     assert_eq!(running.status.lock().unwrap().snapshots, 1);
+    let acked_at = running.status.lock().unwrap().last_ack;
+    // The next heartbeat moves it.
+    wait_for(|| running.status.lock().unwrap().last_ack > acked_at && acked_at.is_some()).await;
     values.set(4, 99);
     running.stop.send(true).unwrap();
     running.task.await.unwrap();

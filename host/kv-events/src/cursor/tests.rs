@@ -64,6 +64,62 @@ fn check(script: &str) {
     run(Cursor::new(true), script);
 }
 
+/// What a script, whose actions another test checks, is counted as.
+fn counted(cursor: &mut Cursor, script: &str) -> CursorCounts {
+    for line in script.lines().map(str::trim) {
+        feed(cursor, line);
+        wanted(cursor);
+    }
+    cursor.take_counts()
+}
+
+#[test]
+fn gaps_restarts_and_replays_are_counted() {
+    let mut cursor = Cursor::new(true);
+    let first = counted(&mut cursor, "connect\nre 1:0-1\nend\nlive 1:2");
+    let answered = CursorCounts {
+        replays: 1,
+        replays_with_news: 1,
+        replayed_batches: 2,
+        is_replay_answered: Some(true),
+        ..CursorCounts::default()
+    };
+    assert_eq!(first, answered);
+    assert_eq!(cursor.take_counts(), CursorCounts::default(), "taken once");
+    // A hole of two, closed by a replay that repeats what is known.
+    let closed = counted(&mut cursor, "live 1:5\nre 1:2-5\nend");
+    assert_eq!(closed, CursorCounts { gaps: 1, replayed_batches: 3, ..answered });
+    // A hole that two replays do not close is one hole.
+    let open = counted(&mut cursor, "live 1:9\nfail\nfail\nlive 1:10");
+    let failed = CursorCounts {
+        gaps: 1,
+        replays: 2,
+        replays_failed: 2,
+        is_replay_answered: Some(false),
+        ..CursorCounts::default()
+    };
+    assert_eq!(open, failed);
+    // A hole that a replay finds and cannot close, as the publisher has no more.
+    let gone = counted(&mut cursor, "silent\nre 1:14-15\nend");
+    assert_eq!(gone, CursorCounts { gaps: 1, replayed_batches: 2, ..answered });
+    // A lower number of another run, which a replay then brings.
+    let restarted = counted(&mut cursor, "live 2:0\nre 2:0\nend");
+    assert_eq!(restarted, CursorCounts { restarts: 1, replayed_batches: 1, ..answered });
+    // A probe that finds news, cut off by the end of the connection.
+    let cut = counted(&mut cursor, "silent\nre 2:0-1\nlost");
+    assert_eq!(cut, CursorCounts { replayed_batches: 1, is_replay_answered: None, ..answered });
+    // A hole found by a live message while a probe runs.
+    let probed = counted(&mut cursor, "connect\nre 2:1\nend\nsilent\nlive 2:4\nre 2:1-4\nend");
+    assert_eq!(probed, CursorCounts { gaps: 1, replays: 2, replayed_batches: 3, ..answered });
+}
+
+#[test]
+fn without_a_replay_endpoint_each_hole_is_counted_once() {
+    let mut cursor = Cursor::new(false);
+    let counts = counted(&mut cursor, "connect\nlive 1:0-1\nlive 1:4-5\nlive 1:9\nlive 2:0");
+    assert_eq!(counts, CursorCounts { gaps: 2, restarts: 1, ..CursorCounts::default() });
+}
+
 #[test]
 fn a_publisher_that_has_published_nothing_is_live() {
     check(

@@ -4,10 +4,13 @@
 use rmp::Marker;
 
 use super::DecodeError;
+use crate::release::Encoding;
 
 pub(super) struct Reader<'a> {
     input: &'a [u8],
     offset: usize,
+    /// What the input showed of its writer.
+    pub(super) seen: Encoding,
 }
 
 /// An integer of either sign.
@@ -19,7 +22,7 @@ pub(super) enum Int {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(input: &'a [u8]) -> Self {
-        Self { input, offset: 0 }
+        Self { input, offset: 0, seen: Encoding::default() }
     }
 
     pub(super) fn offset(&self) -> usize {

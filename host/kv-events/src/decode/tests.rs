@@ -74,6 +74,35 @@ fn a_missing_tail_is_absent_in_both_forms() {
 }
 
 #[test]
+fn a_batch_shows_how_it_was_written() {
+    let encoding =
+        |event: V<'_>| decode(&bytes(A(vec![F(1.5), A(vec![event])]))).expect("a batch").encoding;
+    let map = |hash: V<'static>, field: &'static str| {
+        M(vec![
+            ("type", S("BlockStored")),
+            ("block_hashes", A(vec![hash])),
+            ("token_ids", A(vec![U(1)])),
+            ("block_size", U(1)),
+            (field, Nil),
+        ])
+    };
+    for field in ["locality", "ownership", "session_id", "lookahead_token_ids", "cache_salt"] {
+        let encoding = encoding(map(U(7), field));
+        assert_eq!((encoding.form(), encoding.fields()), (Some("maps"), vec![field]));
+    }
+    assert!(encoding(map(U(7), "of_tomorrow")).fields().is_empty());
+    let kind = |hash: V<'static>| encoding(map(hash, "medium")).hash_kind();
+    assert_eq!(kind(B(&[1; 32])), Some("bytes"));
+    assert_eq!(kind(U(u64::MAX)), Some("u64"));
+    assert_eq!(kind(I(-1)), Some("i64"));
+    assert_eq!(kind(U(7)), Some("integers"));
+    let array = encoding(stored_with(A(vec![U(1)]), U(7)));
+    assert_eq!((array.form(), array.releases()), (Some("arrays"), vec![]), "none is that short");
+    let cleared = encoding(M(vec![("type", S("AllBlocksCleared"))]));
+    assert_eq!((cleared.form(), cleared.hash_kind()), (Some("maps"), None));
+}
+
+#[test]
 fn every_field_is_read_in_both_forms() {
     let fields = || {
         vec![

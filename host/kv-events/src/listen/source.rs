@@ -7,7 +7,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{ListenUpdate, ReplayOf};
 use crate::cursor::{Cursor, Message, SourceState};
 use crate::session::{Closed, End, Live, Updates, pass_on, session};
-use crate::source::{SourceUpdate, Timing};
+use crate::source::{Counters, SourceUpdate, Timing};
 use crate::topic::Topic;
 
 /// What a source learns from connections, by number. The first and the last come in the order in
@@ -36,17 +36,19 @@ pub(super) async fn run(
     topic: Topic,
     events: mpsc::Receiver<Event>,
     timing: Timing,
+    counters: Arc<Counters>,
     replay: Arc<ReplayOf>,
     updates: mpsc::Sender<ListenUpdate>,
 ) {
     let updates = Tagged { topic, updates };
     // An error means that nobody listens.
-    let _ = follow(events, timing, &*replay, &updates).await;
+    let _ = follow(events, timing, &counters, &*replay, &updates).await;
 }
 
 async fn follow(
     events: mpsc::Receiver<Event>,
     timing: Timing,
+    counters: &Counters,
     replay: &ReplayOf,
     updates: &Tagged,
 ) -> Result<(), Closed> {
@@ -56,16 +58,17 @@ async fn follow(
     while let Some(leave) = feed.connected().await {
         let endpoint = replay(&updates.topic);
         cursor.set_replay(endpoint.is_some());
-        let ended = session(&mut feed, endpoint.as_deref(), timing, &mut cursor, updates).await?;
+        let counted = (&mut cursor, counters);
+        let ended = session(&mut feed, endpoint.as_deref(), timing, counted, updates).await?;
         if ended.0 == End::Dead {
             leave.notify_one();
             feed.speaker = None;
         }
         cursor.disconnected();
-        pass_on(&mut cursor, updates).await?;
+        pass_on(&mut cursor, counters, updates).await?;
     }
     cursor.retire();
-    pass_on(&mut cursor, updates).await
+    pass_on(&mut cursor, counters, updates).await
 }
 
 /// The messages of the connection that speaks for the topic.

@@ -8,6 +8,7 @@ use super::TrtllmError;
 use super::list::{self, Block, Data, Event};
 use crate::cursor::{ResetReason, SourceState};
 use crate::event::{BlockRemoved, BlockStored, EngineKey, EventBatch, ExtraKeys, KvEvent};
+use crate::release::Encoding;
 use crate::source::SourceUpdate;
 
 /// Most blocks of one engine that are kept track of. More, and everything starts over.
@@ -131,7 +132,12 @@ impl Adapter {
         let events = std::mem::take(&mut self.batch);
         if let (Some((rank, sequence)), false) = (last, events.is_empty()) {
             // The list has no time.
-            let batch = EventBatch { ts: 0.0, events, data_parallel_rank: rank };
+            let batch = EventBatch {
+                ts: 0.0,
+                events,
+                data_parallel_rank: rank,
+                encoding: Encoding::list(),
+            };
             taken.updates.push(SourceUpdate::Batch { sequence, batch, received_at });
         }
     }

@@ -65,6 +65,11 @@ async fn a_replay_that_comes_in_pieces_is_put_together() {
     source.expect("connecting resyncing").await;
     source.batches(0, 19).await;
     source.expect("live").await;
+    let counts = source.counters.counts();
+    assert_eq!((counts.replayed_batches, counts.is_replay_answered), (20, Some(true)));
+    // A piece is a replay that was cut short.
+    assert!(counts.replays_failed >= 3 && counts.replays > counts.replays_failed, "{counts:?}");
+    assert_eq!((counts.gaps, counts.restarts), (0, 0));
 }
 
 #[tokio::test]
@@ -77,6 +82,9 @@ async fn a_dropped_message_is_replayed() {
     source.batches(0, 9).await;
     publisher.tell("send 10").await;
     source.batches(10, 19).await;
+    // By the next message or by a probe in silence, whichever comes first.
+    let counts = source.counters.counts();
+    assert!(counts.gaps <= 1 && counts.replays >= 2, "{counts:?}");
 }
 
 #[tokio::test]

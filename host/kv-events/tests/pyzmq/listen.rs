@@ -13,6 +13,8 @@ struct Heard {
     endpoint: String,
     updates: mpsc::Receiver<ListenUpdate>,
     counters: Arc<Counters>,
+    /// Of pod `own`.
+    own: Arc<Counters>,
 }
 
 impl Heard {
@@ -22,9 +24,14 @@ impl Heard {
         let listener = EventListener::bind(config).await.expect("a port");
         let endpoint = listener.endpoint().to_owned();
         let replay = Arc::new(move |topic: &Topic| replays.get(&topic.pod).cloned());
+        let own = Arc::<Counters>::default();
+        let of_own = Arc::clone(&own);
+        let listener = listener.counting(Arc::new(move |topic: &Topic| {
+            (topic.pod == "own").then(|| Arc::clone(&of_own))
+        }));
         let timing = Timing { silence: Duration::from_millis(500), ..timing() };
         tokio::spawn(listener.run(timing, counters.clone(), replay, sender));
-        Self { endpoint, updates, counters }
+        Self { endpoint, updates, counters, own }
     }
 
     async fn anywhere() -> Self {
@@ -191,6 +198,28 @@ async fn a_topic_belongs_to_the_newest_connection() {
     new.kill().await;
     heard.until("a:lost").await;
     heard.up(&mut old, "a").await;
+}
+
+#[tokio::test]
+async fn a_pod_with_counters_of_its_own_is_counted_apart() {
+    let port = free_port();
+    let replays = [("own".to_owned(), format!("tcp://127.0.0.1:{port}"))];
+    let mut heard = Heard::listen(ListenConfig::new("tcp://127.0.0.1:0"), replays.into()).await;
+    let topic = "kv@own@tiny@v1";
+    let Some(mut old) = heard.publisher(topic, &["--replay-port", &port]).await else { return };
+    old.tell("send 5").await;
+    heard.up(&mut old, "own").await;
+    let counts = heard.own.counts();
+    assert!(counts.replays >= 1 && counts.replayed_batches >= 5, "{counts:?}");
+    let Some(mut new) = heard.publisher(topic, &[]).await else { return };
+    heard.sending(&mut new, &["own:lost"]).await;
+    let superseded = async {
+        while heard.own.counts().superseded == 0 {
+            old.tell("send 1").await;
+        }
+    };
+    in_time("superseded", superseded).await;
+    assert_eq!((heard.counts().superseded, heard.counts().replays), (0, 0));
 }
 
 #[tokio::test]

@@ -22,6 +22,9 @@ async fn a_gap_beyond_the_replay_buffer_voids_what_was_known() {
     let mut after = source.until("15").await;
     after.retain(|word| word != "resyncing" && word != "partial");
     assert!(after.join(" ").ends_with("13 14"), "{after:?}");
+    let counts = source.counters.counts();
+    assert!(counts.gaps >= 1 && counts.replays >= 2, "{counts:?}");
+    assert_eq!((counts.restarts, counts.is_replay_answered.is_some()), (0, true));
 }
 
 #[tokio::test]
@@ -39,6 +42,8 @@ async fn without_replay_a_connection_behind_the_watermark_is_a_restart() {
     assert_eq!(word, "restart");
     let next: u64 = source.next().await.parse().expect("a batch");
     assert!(next < first, "{next} after {first}");
+    let counts = source.counters.counts();
+    assert_eq!((counts.restarts, counts.replays, counts.is_replay_answered), (1, 0, None));
 }
 
 /// Forwards connections until told to fall silent; those it has then stay open and get nothing.

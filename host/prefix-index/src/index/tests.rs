@@ -286,3 +286,30 @@ fn a_non_canonical_block_and_what_follows_it_is_unlisted_for_every_holder() {
     assert_eq!(index.parent_of(0, EngineHash(2)), Some(EngineHash(1)));
     assert_eq!((index.parent_of(0, EngineHash(1)), index.stats().non_canonical), (None, 1));
 }
+
+#[test]
+fn what_is_changed_now_is_taken_when_a_watcher_reaches_its_position() {
+    let mut index = index(1);
+    let watcher = index.watch();
+    assert_eq!(index.dirty_positions(watcher), (0, 0));
+    store(&mut index, 0, None, 1, &[5, 5, 5, 5]);
+    let changed: Vec<u32> = {
+        let mut other = super::Index::new(index.config().clone());
+        other.add_endpoint();
+        let watcher = other.watch();
+        store(&mut other, 0, None, 1, &[5, 5, 5, 5]);
+        std::iter::from_fn(|| other.next_dirty(watcher)).collect()
+    };
+    let (taken, end) = index.dirty_positions(watcher);
+    assert_eq!((taken, end), (0, changed.len() as u64));
+    // What changes later waits behind it, also where it changes the same bucket again.
+    store(&mut index, 0, Some(1), 2, &[6, 6, 6, 6, 6, 6, 6, 6]);
+    let mut seen = Vec::new();
+    while index.dirty_positions(watcher).0 < end {
+        seen.extend(index.next_dirty(watcher));
+    }
+    assert_eq!(seen, changed);
+    index.mark(watcher, seen[0]);
+    let (taken, after) = index.dirty_positions(watcher);
+    assert!(taken == end && after > end, "a bucket marked again is to be taken again");
+}
