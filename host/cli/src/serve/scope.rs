@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::canonicality::{self, Asker, Checks};
 use super::seed;
 use crate::config::{Config, Endpoint, EngineKind, Model};
+use crate::model_files;
 
 /// Most strides per bucket when the index is full; at least half of it, as bucket counts are powers
 /// of two. A bucket's key and header cost about 110 bytes in the gateway, a stride of one holder 10:
@@ -113,8 +114,9 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
         let seed = seed::of_pool(&config.data_dir, &pool.name)?;
         for model in &pool.models {
             let name = format!("pools[{}].models[{}]", pool.name, model.name);
-            let folder = ModelFolder::load(&model.folder)
-                .with_context(|| format!("{name}: read {}", model.folder.display()))?;
+            let path = model_files::folder(model).with_context(|| name.clone())?;
+            let folder = ModelFolder::load(&path)
+                .with_context(|| format!("{name}: read {}", path.display()))?;
             let spec_json = serde_json::to_vec(&folder.spec)?;
             ensure!(
                 spec_json.len() + 256 <= MAX_SINGLETON_BYTES,
@@ -142,7 +144,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 (number, index_for(config, &endpoints))
             });
             let indexes = indexes.collect();
-            let (asker, checks, start_checks) = match Checker::load(&model.folder) {
+            let (asker, checks, start_checks) = match Checker::load(&path) {
                 Ok(checker) => {
                     let (asker, checks, start) = canonicality::start(checker);
                     (Some(asker), checks, Some(Box::new(start) as StartChecks))
