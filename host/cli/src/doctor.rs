@@ -129,6 +129,9 @@ fn engine(of: &Value) -> Finding {
         }
         _ => problems.push("the start of its history was not available".to_owned()),
     }
+    if text("rendering") == "differs" {
+        problems.push(format!("its prompts are not ours: {}", text("rendering_detail")));
+    }
     if is("has_events") && !is("has_replay") {
         problems.push("it has no replay: what is missed stays missing".to_owned());
     }
@@ -195,6 +198,7 @@ mod tests {
         check("source", json!("none"), "routed by load only");
         check("source", json!("degraded"), "history was not available");
         check("has_replay", json!(false), "no replay");
+        check("rendering", json!("differs"), "its prompts are not ours");
         check("metrics_block_size_tokens", json!(32), "16 tokens per block, its metrics 32");
         let gateway = json!({"name": "gw", "state": "disconnected", "error": "refused"});
         let report = judge(&json!({"endpoints": [], "gateways": [gateway]}));

@@ -79,6 +79,8 @@ fn details(daemon: &Daemon) -> (bool, Value) {
                 "undecodable": engine.counters.undecodable,
                 "other_groups": engine.counters.other_groups,
                 "error": engine.scrape_error,
+                "rendering": engine.rendering.name(),
+                "rendering_detail": engine.rendering.to_string(),
             }));
         }
     }

@@ -10,6 +10,7 @@ mod gateway;
 mod page;
 mod scope;
 mod seed;
+mod verify;
 mod watch;
 
 use std::sync::Arc;

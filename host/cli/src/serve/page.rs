@@ -161,6 +161,10 @@ fn of_engine(page: &mut Page, mut labels: Labels, engine: &Engine) {
     }
     let help = "1 when the endpoint may be picked.";
     page.gauge("wasm_epp_endpoint_ready", help, &labels, i64::from(engine.load.is_ready));
+    let mut rendering = labels.clone();
+    rendering.push(("state", engine.rendering.name().to_owned()));
+    let help = "1 for how the engine's prompts compare with ours.";
+    page.gauge("wasm_epp_endpoint_rendering_state", help, &rendering, 1);
     labels.push(("state", source_name(engine.source).to_owned()));
     page.gauge("wasm_epp_source_state", "1 for the state of the prefix source.", &labels, 1);
 }

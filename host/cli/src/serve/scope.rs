@@ -8,11 +8,13 @@ use canonical::Checker;
 use feed::{LoadRecord, MAX_ADAPTERS, MAX_SINGLETON_BYTES, ModelValue};
 use model::{ModelFolder, TokenTable};
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
+use prompt::{Renderer, TemplateError};
 use routing::{Load, SourceState};
 use tokio::sync::Notify;
 
 use super::canonicality::{self, Asker, Checks};
 use super::seed;
+use super::verify::Rendering;
 use crate::config::{Config, Endpoint, EngineKind, Model};
 use crate::model_files;
 
@@ -36,6 +38,8 @@ pub(crate) struct Scope {
     pub(crate) model: Model,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) tokens: TokenTable,
+    /// Renders as the gateways do.
+    pub(crate) renderer: Result<Renderer, TemplateError>,
     seed: prefix::Seed,
     spec_json: Vec<u8>,
     bucket_count: u32,
@@ -88,6 +92,8 @@ pub(crate) struct Engine {
     pub(crate) failures: u32,
     /// Why the last scrape failed.
     pub(crate) scrape_error: Option<String>,
+    /// How its prompts compare with ours.
+    pub(crate) rendering: Rendering,
 }
 
 /// Counters of one engine.
@@ -124,6 +130,16 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 spec_json.len(),
                 MAX_SINGLETON_BYTES - 256
             );
+            let renderer = Renderer::new(&folder.spec);
+            match &renderer {
+                Ok(_) if folder.spec.chat_template.is_none() => {
+                    tracing::warn!(model = model.name, folder = %path.display(), "no chat template: chats are routed by load");
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(model = model.name, folder = %path.display(), %error, "the chat template cannot be used: prompts are routed by load");
+                }
+            }
             let endpoints: Vec<Endpoint> =
                 pool.endpoints.iter().filter(|e| e.model == model.name).cloned().collect();
             let buckets = (model.max_strides / STRIDES_PER_BUCKET).clamp(64, 1 << 24);
@@ -163,6 +179,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 model: model.clone(),
                 endpoints,
                 tokens: folder.tokens,
+                renderer,
                 seed: seed.clone(),
                 spec_json,
                 bucket_count,
