@@ -345,10 +345,11 @@ impl Stand {
 fn start_engine(model: &str, options: &EngineOptions, folder: &Path, i: usize) -> Result<Engine> {
     let mut command = Command::new(wasm_epp()?);
     command
-        .args(["simulate-engine", "--model", model, "--model-folder"])
-        .arg(root().join("tests/golden/tiny-model"))
-        .args(["--name", &format!("engine-{i}")])
+        .args(["simulate-engine", "--model", model, "--name", &format!("engine-{i}")])
         .args(&options.flags);
+    if !options.flags.iter().any(|flag| flag.starts_with("--model-folder")) {
+        command.arg("--model-folder").arg(root().join("tests/golden/tiny-model"));
+    }
     let log = folder.join(format!("engine-{i}.log"));
     let (process, line) = Process::start_with_line(&format!("engine {i}"), &mut command, &log)?;
     let ready: Value =

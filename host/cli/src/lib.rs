@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod doctor;
+mod model_files;
 pub mod render;
 pub mod serve;
 pub mod simulate;

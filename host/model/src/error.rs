@@ -21,6 +21,14 @@ pub enum ModelError {
         #[source]
         source: serde_json::Error,
     },
+    /// There is no model at the path.
+    #[error("{}: {reason}", path.display())]
+    Layout {
+        /// What was given.
+        path: PathBuf,
+        /// What it is not.
+        reason: String,
+    },
     /// A field that is needed is absent.
     #[error("{}: field {field} is missing", file.display())]
     MissingField {

@@ -11,6 +11,7 @@ mod byte_level;
 mod config;
 mod error;
 mod files;
+mod layout;
 mod normalizer;
 mod pieces;
 mod postprocess;
@@ -24,6 +25,7 @@ use prompt::{ModelSpec, Normalizer};
 use serde_json::Value;
 
 pub use error::ModelError;
+pub use layout::{DEFAULT_REVISION, resolve};
 pub use table::{Special, TokenTable};
 
 use files::JsonFile;

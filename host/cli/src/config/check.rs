@@ -8,7 +8,7 @@ use super::error::Refused;
 use super::raw::{Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting};
 use super::{
     BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Metrics, Model,
-    Pool, Routing, SCORER_TYPES, Scorer,
+    ModelSource, Pool, Routing, SCORER_TYPES, Scorer,
 };
 
 /// Envoy's own names of its log levels.
@@ -167,10 +167,53 @@ fn model(
         name,
         aliases: raw.aliases,
         adapters: raw.adapters,
-        folder: address::resolve(base, &filled(&format!("{key}.folder"), raw.folder)?),
+        source: model_source(key, raw.folder, raw.hub, raw.revision, base)?,
         token_id_prompts: raw.token_id_prompts,
         max_strides: within(&format!("{key}.maxStrides"), raw.max_strides, 1_024, 1_000_000_000)?,
     })
+}
+
+fn model_source(
+    key: &str,
+    folder: Option<String>,
+    hub: Option<String>,
+    revision: Option<String>,
+    base: &Path,
+) -> Result<ModelSource, Refused> {
+    let revision =
+        revision.map(|revision| filled(&format!("{key}.revision"), revision)).transpose()?;
+    let key_of = |name: &str| format!("{key}.{name}");
+    match (folder, hub) {
+        (Some(folder), None) => {
+            let path = address::resolve(base, &filled(&key_of("folder"), folder)?);
+            Ok(ModelSource::Folder { path, revision })
+        }
+        (None, Some(repository)) if !cfg!(feature = "hub") => {
+            let expected = "a folder instead: this build has no hub support (cargo feature `hub`)";
+            Err(Refused::new(key_of("hub"), repository, expected))
+        }
+        (None, Some(repository)) => {
+            let is_part = |part: &str| {
+                !part.is_empty()
+                    && !part.starts_with('.')
+                    && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            };
+            match repository.split_once('/') {
+                Some((organisation, name)) if is_part(organisation) && is_part(name) => {
+                    Ok(ModelSource::Hub { repository, revision })
+                }
+                _ => Err(Refused::new(key_of("hub"), repository, "a repository: ORG/NAME")),
+            }
+        }
+        (None, None) => Err(Refused {
+            key: key_of("folder"),
+            value: "nothing".into(),
+            expected: "a model folder or a Hugging Face cache, or hub: ORG/NAME".into(),
+        }),
+        (Some(_), Some(repository)) => {
+            Err(Refused::new(key_of("hub"), repository, "nothing beside folder"))
+        }
+    }
 }
 
 fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, Refused> {

@@ -75,12 +75,31 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// LoRA adapters known from the start; others are learned from the engines' events.
     pub adapters: Vec<String>,
-    /// Folder of tokenizer and chat template.
-    pub folder: PathBuf,
+    /// Where tokenizer and chat template are.
+    pub source: ModelSource,
     /// Bound of the gateway's index, in strides.
     pub max_strides: u64,
     /// Whether prompts given as token ids are matched too, in a key space of their own.
     pub token_id_prompts: bool,
+}
+
+/// Where a model's tokenizer and chat template come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A folder of files, a repository of a Hugging Face cache, or a whole cache.
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Branch, tag or commit in a cache.
+        revision: Option<String>,
+    },
+    /// A repository of a Hugging Face hub; needs the cargo feature `hub`.
+    Hub {
+        /// `ORG/NAME`.
+        repository: String,
+        /// Branch, tag or commit; `main` if none.
+        revision: Option<String>,
+    },
 }
 
 /// Kinds of engines, which differ in what their events mean.

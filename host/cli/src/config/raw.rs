@@ -45,7 +45,9 @@ pub(super) struct RawModel {
     pub(super) aliases: Vec<String>,
     #[serde(default)]
     pub(super) adapters: Vec<String>,
-    pub(super) folder: String,
+    pub(super) folder: Option<String>,
+    pub(super) hub: Option<String>,
+    pub(super) revision: Option<String>,
     #[serde(default = "default_max_strides")]
     pub(super) max_strides: i64,
     #[serde(default)]

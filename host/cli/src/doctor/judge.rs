@@ -50,6 +50,16 @@ fn engine(value: &Value) -> Finding {
         problems.push(format!("its metrics do not answer: {}", of.text("error")));
     }
     problems.extend(source(&of, &state));
+    match of.text("rendering").as_str() {
+        "differs" => {
+            problems.push(format!("its prompts are not ours: {}", of.text("rendering_detail")))
+        }
+        "unverifiable" => remarks.push(format!(
+            "its prompts cannot be compared with ours: {}",
+            of.text("rendering_detail")
+        )),
+        _ => {}
+    }
     replay(&of, &mut problems, &mut remarks);
     silence(&of, &mut problems, &mut remarks);
     meaning(&of, value, &mut problems, &mut remarks);

@@ -81,6 +81,8 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
                 "undecodable": engine.counters.undecodable,
                 "other_groups": engine.counters.other_groups,
                 "error": engine.scrape_error,
+                "rendering": engine.rendering.name(),
+                "rendering_detail": engine.rendering.to_string(),
             });
             details::add(&mut entry, details::engine(scope, slot, engine));
             endpoints.push(entry);

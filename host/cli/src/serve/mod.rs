@@ -13,6 +13,7 @@ mod page;
 mod scope;
 mod seed;
 mod spec;
+mod verify;
 mod watch;
 
 use std::sync::Arc;

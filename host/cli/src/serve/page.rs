@@ -222,6 +222,8 @@ fn of_engine(page: &mut Page, labels: &Labels, engine: &Engine) {
     if let Some(seconds) = engine.last_published.map(receive_lag_s) {
         page.gauge("wasm_epp_source_receive_lag_seconds", labels, seconds);
     }
+    let rendering = with(labels, "state", engine.rendering.name());
+    page.gauge("wasm_epp_endpoint_rendering_state", &rendering, 1.0);
     page.gauge("wasm_epp_endpoint_ready", labels, f64::from(u8::from(engine.load.is_ready)));
     let state = with(labels, "state", source_name(engine.source));
     page.gauge("wasm_epp_source_state", &state, 1.0);

@@ -9,13 +9,16 @@ use feed::{LoadRecord, MAX_ADAPTERS, MAX_SINGLETON_BYTES, ModelValue};
 use kv_events::Encoding;
 use model::{ModelFolder, TokenTable};
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
+use prompt::{Renderer, TemplateError};
 use routing::{Load, SourceState};
 use tokio::sync::Notify;
 
 use super::canonicality::{self, Asker, Checks};
 use super::lag::Applied;
 use super::seed;
+use super::verify::Rendering;
 use crate::config::{Config, Endpoint, EngineKind, Model};
+use crate::model_files;
 
 /// Most strides per bucket when the index is full; at least half of it, as bucket counts are powers
 /// of two. A bucket's key and header cost about 110 bytes in the gateway, a stride of one holder 10:
@@ -37,6 +40,8 @@ pub(crate) struct Scope {
     pub(crate) model: Model,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) tokens: TokenTable,
+    /// Renders as the gateways do.
+    pub(crate) renderer: Result<Renderer, TemplateError>,
     seed: prefix::Seed,
     spec_json: Vec<u8>,
     bucket_count: u32,
@@ -99,6 +104,8 @@ pub(crate) struct Engine {
     pub(crate) failures: u32,
     /// Why the last scrape failed.
     pub(crate) scrape_error: Option<String>,
+    /// How its prompts compare with ours.
+    pub(crate) rendering: Rendering,
 }
 
 /// Counters of one engine.
@@ -141,8 +148,9 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
         let seed = seed::of_pool(&config.data_dir, &pool.name)?;
         for model in &pool.models {
             let name = format!("pools[{}].models[{}]", pool.name, model.name);
-            let folder = ModelFolder::load(&model.folder)
-                .with_context(|| format!("{name}: read {}", model.folder.display()))?;
+            let path = model_files::folder(model).with_context(|| name.clone())?;
+            let folder = ModelFolder::load(&path)
+                .with_context(|| format!("{name}: read {}", path.display()))?;
             let spec_json = serde_json::to_vec(&folder.spec)?;
             ensure!(
                 spec_json.len() + 256 <= MAX_SINGLETON_BYTES,
@@ -150,6 +158,16 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 spec_json.len(),
                 MAX_SINGLETON_BYTES - 256
             );
+            let renderer = Renderer::new(&folder.spec);
+            match &renderer {
+                Ok(_) if folder.spec.chat_template.is_none() => {
+                    tracing::warn!(model = model.name, folder = %path.display(), "no chat template: chats are routed by load");
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(model = model.name, folder = %path.display(), %error, "the chat template cannot be used: prompts are routed by load");
+                }
+            }
             let endpoints: Vec<Endpoint> =
                 pool.endpoints.iter().filter(|e| e.model == model.name).cloned().collect();
             let buckets = (model.max_strides / STRIDES_PER_BUCKET).clamp(64, 1 << 24);
@@ -170,7 +188,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 (number, index_for(config, &endpoints))
             });
             let indexes = indexes.collect();
-            let (asker, checks, start_checks) = match Checker::load(&model.folder) {
+            let (asker, checks, start_checks) = match Checker::load(&path) {
                 Ok(checker) => {
                     let (asker, checks, start) = canonicality::start(checker, endpoints.len());
                     (Some(asker), checks, Some(Box::new(start) as StartChecks))
@@ -190,6 +208,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 model: model.clone(),
                 endpoints,
                 tokens: folder.tokens,
+                renderer,
                 seed: seed.clone(),
                 spec_json,
                 bucket_count,

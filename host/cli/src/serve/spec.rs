@@ -291,7 +291,12 @@ const LAG: [Metric; 4] = [
     ),
 ];
 
-const LOAD: [Metric; 3] = [
+const LOAD: [Metric; 4] = [
+    gauge(
+        "wasm_epp_endpoint_rendering_state",
+        &["pool", "model", "endpoint", "state"],
+        "1 for how the engine's prompts compare with ours: unknown, verified, differs, unverifiable",
+    ),
     gauge("wasm_epp_endpoint_ready", ENDPOINT, "1 when the endpoint may be picked"),
     counter("wasm_epp_scrapes", ENDPOINT, "Scrapes of the engine's metrics"),
     counter("wasm_epp_scrape_failures", ENDPOINT, "Scrapes that failed"),

@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::apply;
 use super::scope::{Engine, Scope};
+use super::verify;
 use crate::config::{EngineKind, Metrics};
 
 /// Batches that may wait between socket and index; beyond it the engine's own queue fills.
@@ -49,6 +50,7 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
                 }
             });
         }
+        tasks.spawn(verify::watch(Arc::clone(scope), slot));
         tasks.spawn(scrape(Arc::clone(scope), slot, endpoint.metrics.clone(), metrics.clone()));
     }
 }

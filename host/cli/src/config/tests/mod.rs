@@ -55,7 +55,8 @@ fn only_pools_is_required() {
     assert_eq!(config.admin.to_string(), "127.0.0.1:9400");
     assert_eq!(config.gateways[0].name, "gw-0");
     assert_eq!(config.gateways[0].feed.to_string(), "unix:/etc/epp/run/feed.sock");
-    assert_eq!(config.pools[0].models[0].folder, Path::new("/etc/epp/f"));
+    let folder = ModelSource::Folder { path: "/etc/epp/f".into(), revision: None };
+    assert_eq!(config.pools[0].models[0].source, folder);
     assert_eq!(config.pools[0].models[0].max_strides, 1_000_000);
     let endpoint = &config.pools[0].endpoints[0];
     assert_eq!((endpoint.model.as_str(), endpoint.topic.as_str()), ("m", ""));

@@ -117,6 +117,32 @@ fn names_are_unique() {
         &format!("c.yaml: pools[0].models[0].aliases[0]: \"m\" is not accepted: {once}"),
     );
     refused_pool(
+        "{name: m}",
+        ENDPOINT,
+        "c.yaml: pools[0].models[0].folder: nothing is not accepted: expected a model folder or a Hugging Face cache, or hub: ORG/NAME",
+    );
+    refused_pool(
+        "{name: m, folder: f, hub: a/b}",
+        ENDPOINT,
+        "c.yaml: pools[0].models[0].hub: \"a/b\" is not accepted: expected nothing beside folder",
+    );
+    let hub = |repository: &str, expected: &str| {
+        refused_pool(
+            &format!("{{name: m, hub: {repository}}}"),
+            ENDPOINT,
+            &format!(
+                "c.yaml: pools[0].models[0].hub: {repository:?} is not accepted: expected {expected}"
+            ),
+        );
+    };
+    if cfg!(feature = "hub") {
+        for repository in ["a", "a/", "a/../b", "a/b/c", "a/b c"] {
+            hub(repository, "a repository: ORG/NAME");
+        }
+    } else {
+        hub("a/b", "a folder instead: this build has no hub support (cargo feature `hub`)");
+    }
+    refused_pool(
         "{name: m, aliases: [x], adapters: [a, x], folder: f}",
         ENDPOINT,
         &format!("c.yaml: pools[0].models[0].adapters[1]: \"x\" is not accepted: {once}"),
