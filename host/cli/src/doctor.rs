@@ -121,13 +121,10 @@ fn engine(of: &Value) -> Finding {
         "none" => problems.push("it has no kvEvents: routed by load only".to_owned()),
         "lost" => problems.push("its KV events cannot be reached".to_owned()),
         "resyncing" => problems.push("it is being caught up with".to_owned()),
-        "degraded" if number("other_groups") > 0 => {
-            problems.push("it has KV cache groups that are not understood".to_owned());
+        _ => {
+            let doubts = of["doubts"].as_array().into_iter().flatten();
+            problems.extend(doubts.filter_map(|doubt| doubt.as_str()).map(doubted));
         }
-        "degraded" if number("undecodable") > 0 => {
-            problems.push("it sent events that are not understood".to_owned());
-        }
-        _ => problems.push("the start of its history was not available".to_owned()),
     }
     if is("has_events") && !is("has_replay") {
         problems.push("it has no replay: what is missed stays missing".to_owned());
@@ -143,6 +140,20 @@ fn engine(of: &Value) -> Finding {
     let (held, resets) = (number("held_blocks"), number("resets"));
     let note = format!("{held} blocks of {events} tokens, {age}, {resets} resets");
     Finding { kind: "engine", name: text("address"), state, problems, note }
+}
+
+/// Why a source is degraded.
+fn doubted(doubt: &str) -> String {
+    let text = match doubt {
+        "history" => "the start of its history was not available",
+        "restart" => "its metrics say that it was restarted, its events do not",
+        "connection" => "its connection broke, and without a replay nobody knows what was missed",
+        "events" => "it sent events that are not understood",
+        "hybrid" => "it has KV cache groups that are not understood",
+        "ranks" => "several data-parallel ranks publish through one source",
+        other => other,
+    };
+    text.to_owned()
 }
 
 fn gateway(of: &Value) -> Finding {
@@ -186,6 +197,9 @@ mod tests {
         let check = |key: &str, value: Value, expected: &str| {
             let mut ill = live();
             ill[key] = value;
+            if key == "doubts" {
+                ill["source"] = json!("degraded");
+            }
             let report = judge(&json!({"endpoints": [ill], "gateways": []}));
             assert!(!report.is_well());
             assert!(report.findings[0].problems[0].contains(expected), "{:?}", report.findings);
@@ -193,7 +207,12 @@ mod tests {
         check("ready", json!(false), "metrics do not answer");
         check("source", json!("lost"), "cannot be reached");
         check("source", json!("none"), "routed by load only");
-        check("source", json!("degraded"), "history was not available");
+        check("doubts", json!(["history"]), "history was not available");
+        check("doubts", json!(["restart"]), "restarted");
+        check("doubts", json!(["connection"]), "connection broke");
+        check("doubts", json!(["events"]), "events that are not understood");
+        check("doubts", json!(["hybrid"]), "groups that are not understood");
+        check("doubts", json!(["ranks"]), "ranks");
         check("has_replay", json!(false), "no replay");
         check("metrics_block_size_tokens", json!(32), "16 tokens per block, its metrics 32");
         let gateway = json!({"name": "gw", "state": "disconnected", "error": "refused"});

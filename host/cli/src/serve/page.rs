@@ -161,7 +161,7 @@ fn of_engine(page: &mut Page, mut labels: Labels, engine: &Engine) {
     }
     let help = "1 when the endpoint may be picked.";
     page.gauge("wasm_epp_endpoint_ready", help, &labels, i64::from(engine.load.is_ready));
-    labels.push(("state", source_name(engine.source).to_owned()));
+    labels.push(("state", source_name(engine.source()).to_owned()));
     page.gauge("wasm_epp_source_state", "1 for the state of the prefix source.", &labels, 1);
 }
 
