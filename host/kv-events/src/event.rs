@@ -69,8 +69,8 @@ pub struct BlockStored {
 }
 
 impl BlockStored {
-    /// Salt of the chain's root: the `cache_salt` field, else the string among the extra keys of
-    /// the first block of a prompt that is not the LoRA name. vLLM salts that block only, so an
+    /// Salt of the chain's root: the `cache_salt` field, else the last string among the extra keys
+    /// of the first block of a prompt that is not the LoRA name. vLLM salts that block only, so an
     /// event that continues a chain has no salt to tell.
     pub fn salt(&self) -> Option<&str> {
         if let Some(salt) = &self.cache_salt {
@@ -79,18 +79,36 @@ impl BlockStored {
         if self.parent_block_hash.is_some() {
             return None;
         }
-        let strings = &self.extra_keys.first()?.strings;
-        // The LoRA name comes first and may be spelled like the salt, so it is left out once.
-        let adapter =
-            self.lora_name.as_ref().and_then(|lora| strings.iter().position(|s| s == lora));
-        strings.iter().enumerate().find(|(i, _)| Some(*i) != adapter).map(|(_, s)| s.as_str())
+        self.beside_adapter(0).last().map(String::as_str)
+    }
+
+    /// Whether the hash of a block covers what its text does not show: media or embeddings.
+    ///
+    /// vLLM up to 0.18 gives media as bare strings, which stand between adapter and salt. A lone
+    /// one in the first block of a prompt cannot be told from a salt and is taken for it, which
+    /// names a space that no request asks for.
+    pub fn is_beyond_text(&self, block: usize) -> bool {
+        let Some(keys) = self.extra_keys.get(block) else { return false };
+        let has_salt = block == 0 && self.parent_block_hash.is_none();
+        let media = self.beside_adapter(block).len().saturating_sub(usize::from(has_salt));
+        keys.multimodal || keys.embeds || media > 0
+    }
+
+    /// The strings of a block's extra keys after the LoRA name. That comes first, and another may
+    /// be spelled like it.
+    fn beside_adapter(&self, block: usize) -> &[String] {
+        let strings = self.extra_keys.get(block).map_or(&[][..], |keys| &keys.strings);
+        match strings.split_first() {
+            Some((first, rest)) if self.lora_name.as_ref() == Some(first) => rest,
+            _ => strings,
+        }
     }
 }
 
 /// The extra keys of a block, reduced to what matters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExtraKeys {
-    /// LoRA name and cache salt, in order.
+    /// LoRA name, media (up to vLLM 0.18) and cache salt, in order.
     pub strings: Vec<String>,
     /// The block holds multimodal content (`[identifier, offset]` pairs).
     pub multimodal: bool,

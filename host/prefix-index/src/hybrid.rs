@@ -4,6 +4,10 @@
 //! windows, chunks, mamba states. Such an engine reuses a prefix only up to a block before which
 //! every windowed group holds its whole window; since vLLM 0.30 it keeps few of those, so the full
 //! match alone is an upper bound that may be far off (measured: 576 tokens against 0).
+//!
+//! A hash names the place in the text where a block ends, and that is the same in every group. So a
+//! group may have longer blocks than full attention: their ends are among the ends of its blocks.
+//! Shorter ones end in between, where nothing is known of the text; such a group cannot be followed.
 
 use std::collections::HashMap;
 
@@ -45,7 +49,19 @@ impl Window {
 struct Group {
     number: u32,
     window: Window,
+    /// Tokens per block; 0 while unknown, and then taken for those of full attention.
+    block_tokens: u32,
     copies: HashMap<EngineHash, u16>,
+}
+
+impl Group {
+    /// Whether its blocks end where blocks of full attention end, `full_block` tokens each.
+    fn is_clear(&self, full_block: u32) -> bool {
+        // A state is the one at its block's end, however far that is from the block before.
+        self.window == Window::State
+            || full_block == 0
+            || self.block_tokens.is_multiple_of(full_block)
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -59,24 +75,52 @@ struct Mark {
 #[derive(Debug, Default)]
 pub(crate) struct Hybrid {
     groups: Vec<Group>,
+    /// Tokens per block of full attention; 0 while unknown.
+    full_block: u32,
     marks: HashMap<NodeId, Mark>,
 }
 
 impl Hybrid {
+    pub(crate) fn new(full_block: u32) -> Self {
+        Self { full_block, ..Self::default() }
+    }
+
+    pub(crate) fn set_full_block(&mut self, tokens: u32) {
+        self.full_block = tokens;
+    }
+
+    /// Whether every group can be followed.
+    pub(crate) fn is_clear(&self) -> bool {
+        self.groups.iter().all(|group| group.is_clear(self.full_block))
+    }
+
+    /// How many groups can be followed.
+    pub(crate) fn clear_count(&self) -> usize {
+        self.clear_groups().count()
+    }
+
+    fn clear_groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().filter(|group| group.is_clear(self.full_block))
+    }
+
     /// Counts a copy of each hash; returns those that were not held in this group before.
     pub(crate) fn store(
         &mut self,
         number: u32,
         window: Window,
+        block_tokens: u32,
         hashes: &[EngineHash],
     ) -> Vec<EngineHash> {
         let at = self.groups.iter().position(|group| group.number == number);
         let at = at.unwrap_or_else(|| {
-            self.groups.push(Group { number, window, copies: HashMap::new() });
+            self.groups.push(Group { number, window, block_tokens, copies: HashMap::new() });
             self.groups.len() - 1
         });
         let group = &mut self.groups[at];
         group.window = window;
+        if block_tokens > 0 {
+            group.block_tokens = block_tokens;
+        }
         let mut news = Vec::new();
         for hash in hashes {
             let copies = group.copies.entry(*hash).or_insert(0);
@@ -114,13 +158,19 @@ impl Hybrid {
     }
 
     /// Most tokens after which the endpoint can resume, for a stride that the node ends and that
-    /// has `stride_tokens` tokens wholly before its end.
-    pub(crate) fn resume_tokens(&self, nodes: &Arena, id: NodeId, stride_tokens: u32) -> u32 {
+    /// has `stride_tokens` tokens wholly before its end; `None` when no group can be followed.
+    pub(crate) fn resume_tokens(
+        &self,
+        nodes: &Arena,
+        id: NodeId,
+        stride_tokens: u32,
+    ) -> Option<u32> {
+        self.clear_groups().next()?;
         let mark = self.marks.get(&id).copied().unwrap_or_default();
-        match nodes.get(id) {
+        Some(match nodes.get(id) {
             Some(node) if mark.is_resume && node.tokens <= stride_tokens => node.tokens,
             _ => mark.before,
-        }
+        })
     }
 
     /// Recomputes resume points from `id` downwards as far as they can have changed; returns the
@@ -167,9 +217,16 @@ impl Hybrid {
         let Some(node) = nodes.get(id).filter(|node| node.reach(slot) == Reach::Gpu) else {
             return false;
         };
-        self.groups.iter().all(|group| {
-            let parent_tokens = nodes.get(node.parent).map_or(0, |parent| parent.tokens);
+        let parent_tokens = nodes.get(node.parent).map_or(0, |parent| parent.tokens);
+        self.clear_groups().all(|group| {
             let first = group.window.first_needed(node.tokens, node.tokens - parent_tokens);
+            let block = match group.window {
+                Window::State => 1,
+                _ => group.block_tokens.max(1),
+            };
+            if !node.tokens.is_multiple_of(block) {
+                return false;
+            }
             let mut at = id;
             while let Some(node) = nodes.get(at) {
                 // Roots are the sentinels without a parent.
@@ -178,7 +235,7 @@ impl Hybrid {
                 }
                 let is_held =
                     node.held_by(slot).is_some_and(|held| group.copies.contains_key(&held.hash));
-                if !is_held {
+                if node.tokens.is_multiple_of(block) && !is_held {
                     return false;
                 }
                 at = node.parent;

@@ -9,7 +9,7 @@ use prefix::{Holder, Namespace, Stride, StrideKey};
 use smallvec::SmallVec;
 
 use crate::dirty::DirtySet;
-use crate::hybrid::{Hybrid, Window};
+use crate::hybrid::Hybrid;
 use crate::node::{Arena, EngineHash, NodeId, Reach};
 use crate::parked::Parked;
 use crate::strides::{StrideEntry, StrideTable};
@@ -17,6 +17,7 @@ use crate::strides::{StrideEntry, StrideTable};
 mod names;
 mod tree;
 mod types;
+mod windows;
 
 use names::Names;
 pub use types::{IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier};
@@ -30,6 +31,8 @@ struct Endpoint {
     presence: Presence,
     parked: Parked,
     hybrid: Option<Hybrid>,
+    /// Tokens per block of full attention by its last store; 0 while unknown.
+    full_block_tokens: u32,
     /// Blocks it holds in some tier.
     held_blocks: usize,
     /// Blocks it may hold here at most.
@@ -209,6 +212,7 @@ impl Index {
         bytes_of: &impl Fn(u32) -> Option<&'t [u8]>,
     ) {
         let is_report = self.is_report(slot, blocks);
+        self.set_full_block(slot, blocks.block_size_tokens);
         let size = blocks.block_size_tokens as usize;
         for (i, (hash, tokens)) in
             blocks.hashes.iter().zip(blocks.token_ids.chunks_exact(size)).enumerate()
@@ -263,12 +267,16 @@ impl Index {
             let before = held.is_held();
             let count = match tier {
                 Tier::Gpu => &mut held.gpu,
-                Tier::Offloaded => &mut held.offloaded,
+                Tier::Offloaded | Tier::Storage => &mut held.offloaded,
             };
-            match (*count, presence) {
-                (0, _) => self.stats.unknown_removals += 1,
-                (_, Presence::Set) => *count = 0,
-                (_, Presence::Copies) => *count -= 1,
+            let is_there = match presence {
+                Presence::Set => *count & tier.set_bit() != 0,
+                Presence::Copies => *count > 0,
+            };
+            match presence {
+                _ if !is_there => self.stats.unknown_removals += 1,
+                Presence::Set => *count &= !tier.set_bit(),
+                Presence::Copies => *count -= 1,
             }
             let is_lost = before && !held.is_held();
             self.endpoints[usize::from(slot)].held_blocks -= usize::from(is_lost);
@@ -277,12 +285,13 @@ impl Index {
         }
     }
 
-    /// Everything the endpoint holds in `tier` is void; in all tiers for `None`.
+    /// Everything the endpoint holds in `tier` is void; in all tiers for `None`. Tiers beside the GPU
+    /// are one here.
     pub fn clear(&mut self, slot: u16, tier: Option<Tier>) {
         let endpoint = &mut self.endpoints[usize::from(slot)];
         endpoint.parked.clear();
         endpoint.in_batch.clear();
-        if tier != Some(Tier::Offloaded)
+        if tier.is_none_or(|tier| tier == Tier::Gpu)
             && let Some(hybrid) = &mut endpoint.hybrid
         {
             hybrid.clear();
@@ -292,11 +301,10 @@ impl Index {
         for id in &all {
             if let Some(held) = self.nodes.get_mut(*id).and_then(|node| node.held_by_mut(slot)) {
                 let before = held.is_held();
-                if tier != Some(Tier::Offloaded) {
-                    held.gpu = 0;
-                }
-                if tier != Some(Tier::Gpu) {
-                    held.offloaded = 0;
+                match tier {
+                    Some(Tier::Gpu) => held.gpu = 0,
+                    Some(Tier::Offloaded | Tier::Storage) => held.offloaded = 0,
+                    None => (held.gpu, held.offloaded) = (0, 0),
                 }
                 lost += usize::from(before && !held.is_held());
             }
@@ -341,38 +349,6 @@ impl Index {
     pub fn forget_retained(&mut self) {
         while let Some(id) = self.retained.pop_front() {
             self.release(id);
-        }
-    }
-
-    /// Applies a store of a windowed KV group.
-    pub fn store_window(&mut self, slot: u16, group: u32, window: Window, hashes: &[EngineHash]) {
-        let hybrid = self.endpoints[usize::from(slot)].hybrid.get_or_insert_default();
-        let news = hybrid.store(group, window, hashes);
-        self.refresh_resumes(slot, &news);
-    }
-
-    /// Applies removals of a windowed KV group; false when it is none that is known.
-    pub fn remove_window(&mut self, slot: u16, group: u32, hashes: &[EngineHash]) -> bool {
-        let hybrid = &mut self.endpoints[usize::from(slot)].hybrid;
-        let Some(gone) = hybrid.as_mut().and_then(|hybrid| hybrid.remove(group, hashes)) else {
-            return false;
-        };
-        self.refresh_resumes(slot, &gone);
-        true
-    }
-
-    fn refresh_resumes(&mut self, slot: u16, hashes: &[EngineHash]) {
-        for hash in hashes {
-            if let Some(id) = self.find(slot, *hash) {
-                self.refresh_resume(slot, id);
-            }
-        }
-    }
-
-    fn refresh_resume(&mut self, slot: u16, id: NodeId) {
-        let Some(hybrid) = &mut self.endpoints[usize::from(slot)].hybrid else { return };
-        for id in hybrid.refresh(&self.nodes, slot, id) {
-            self.mark_strides(id);
         }
     }
 
@@ -430,7 +406,7 @@ impl Index {
                     && !offloaded
                 {
                     let tokens = hybrid.resume_tokens(&self.nodes, id, entry.tokens);
-                    stride.resumes.push((held.slot, tokens));
+                    stride.resumes.extend(tokens.map(|tokens| (held.slot, tokens)));
                 }
             }
         }

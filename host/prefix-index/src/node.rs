@@ -20,7 +20,7 @@ pub(crate) struct Held {
     pub(crate) slot: u16,
     /// Copies on the GPU; vLLM stores duplicates of one hash and removes them one by one.
     pub(crate) gpu: u16,
-    /// Copies in other tiers.
+    /// Copies in other tiers; for [`Presence::Set`](crate::Presence::Set) a bit per tier.
     pub(crate) offloaded: u16,
     pub(crate) reach: Reach,
 }

@@ -7,6 +7,8 @@ Plays the frames of a session file. Commands on stdin, one answer in JSON per co
     live SEQ...   publish batches again, or those held, in this order
     file PATH     publish the content of a file as the payload of the next batch
     big BYTES     publish a payload of so many bytes as the next batch
+    events JSON   publish a batch given as JSON, encoded by msgpack; {"bin": HEX} stands for bytes
+    keep JSON     the same, but nobody is told, as with hold
     raw HEX...    publish a message of these frames, which is no batch
     restart       forget everything and count from 0 again, on the same ports; the connections
                   break, as with a real restart
@@ -26,6 +28,22 @@ import threading
 import zmq
 
 END = b"\xff" * 8
+
+
+def encoded(batch):
+    """The payload of a batch. Imported here, as only these commands need msgpack."""
+    import msgpack
+
+    def from_json(value):
+        if isinstance(value, list):
+            return [from_json(item) for item in value]
+        if isinstance(value, dict):
+            if value.keys() == {"bin"}:
+                return bytes.fromhex(value["bin"])
+            return {key: from_json(item) for key, item in value.items()}
+        return value
+
+    return msgpack.packb(from_json(batch))
 
 
 def frames(path):
@@ -128,6 +146,8 @@ class Publisher:
         elif command == "file":
             with open(rest[0], "rb") as file:
                 self.batch(file.read())
+        elif command in ("events", "keep"):
+            self.batch(encoded(json.loads(rest[0])), live=command == "events")
         elif command == "big":
             self.batch(bytes(int(rest[0])))
         elif command == "raw":
@@ -157,6 +177,8 @@ def main():
     answer({"pub": publisher.ports[0], "replay": None if args.no_replay else publisher.ports[1]})
     for line in sys.stdin:
         command, *rest = line.split()
+        if command in ("events", "keep"):
+            rest = line.split(maxsplit=1)[1:]
         if command == "quit":
             break
         publisher.obey(command, *rest)

@@ -22,6 +22,10 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
         None => vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone() }],
     };
     let warnings = warnings(&gateways, &envoy.feed);
+    let pools = pools(raw.pools, base)?;
+    if raw.kv_events_listen.is_none() {
+        replays_have_events(&pools)?;
+    }
     Ok(Config {
         file: file.to_owned(),
         data_dir: address::resolve(base, &filled("dataDir", raw.data_dir)?),
@@ -31,7 +35,7 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
             .map(|text| address::zmq_bind("kvEventsListen", &text))
             .transpose()?,
         gateways,
-        pools: pools(raw.pools, base)?,
+        pools,
         metrics: Metrics {
             interval_ms: within("metrics.intervalMs", metrics.interval_ms, 10, 60_000)?,
             timeout_ms: within("metrics.timeoutMs", metrics.timeout_ms, 10, 60_000)?,
@@ -46,6 +50,21 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
         envoy,
         warnings,
     })
+}
+
+/// Engines that connect are replayed too, without an address of their events.
+fn replays_have_events(pools: &[Pool]) -> Result<(), Refused> {
+    for (i, pool) in pools.iter().enumerate() {
+        for (j, endpoint) in pool.endpoints.iter().enumerate() {
+            if let (None, Some(replay)) = (&endpoint.kv_events, &endpoint.replay) {
+                let key = format!("pools[{i}].endpoints[{j}].replay");
+                let expected = "nothing, or kvEvents beside it or kvEventsListen: there are no \
+                                events to replay";
+                return Err(Refused::new(key, replay, expected));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused> {
@@ -258,10 +277,6 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
         _ => zmq("kvEvents", raw.kv_events)?,
     };
     let replay = zmq("replay", raw.replay)?;
-    if let (None, Some(replay)) = (&kv_events, &replay) {
-        let expected = "nothing, or kvEvents beside it: there are no events to replay";
-        return Err(Refused::new(format!("{key}.replay"), replay, expected));
-    }
     let metrics = match raw.metrics {
         Some(url) => address::http_url(&format!("{key}.metrics"), &url)?,
         None => format!("http://{}/metrics", raw.address),

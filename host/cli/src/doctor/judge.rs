@@ -49,7 +49,7 @@ fn engine(value: &Value) -> Finding {
     if !of.is("ready") {
         problems.push(format!("its metrics do not answer: {}", of.text("error")));
     }
-    problems.extend(source(&of, &state));
+    problems.extend(source(value, &state));
     match of.text("rendering").as_str() {
         "differs" => {
             problems.push(format!("its prompts are not ours: {}", of.text("rendering_detail")))
@@ -69,19 +69,32 @@ fn engine(value: &Value) -> Finding {
     Finding { kind: "engine", name, state, problems, remarks, notes, evidence: value.clone() }
 }
 
-fn source(of: &Of<'_>, state: &str) -> Option<String> {
+fn source(value: &Value, state: &str) -> Vec<String> {
     let problem = match state {
-        "live" => return None,
+        "live" => return vec![],
         "none" => "it has no kvEvents: routed by load only",
         "lost" => "its KV events cannot be reached",
         "resyncing" => "it is being caught up with",
-        "degraded" if of.number("other_groups") > 0 => {
-            "it has KV cache groups that are not understood"
+        _ => {
+            let doubts = value["doubts"].as_array().into_iter().flatten();
+            return doubts.filter_map(Value::as_str).map(doubted).collect();
         }
-        "degraded" if of.number("undecodable") > 0 => "it sent events that are not understood",
-        _ => "the start of its history was not available",
     };
-    Some(problem.to_owned())
+    vec![problem.to_owned()]
+}
+
+/// Why a source is degraded.
+fn doubted(doubt: &str) -> String {
+    let text = match doubt {
+        "history" => "the start of its history was not available",
+        "restart" => "its metrics say that it was restarted, its events do not",
+        "connection" => "its connection broke, and without a replay nobody knows what was missed",
+        "events" => "it sent events that are not understood",
+        "hybrid" => "it has KV cache groups that are not understood",
+        "ranks" => "several data-parallel ranks publish through one source",
+        other => other,
+    };
+    text.to_owned()
 }
 
 /// Only an answer proves a replay.

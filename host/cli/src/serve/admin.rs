@@ -63,13 +63,14 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
         for (slot, (endpoint, engine)) in (0u16..).zip(scope.endpoints.iter().zip(&live.engines)) {
             let held_blocks = live.indexes.first().map(|(_, index)| index.held_blocks(slot));
             is_ready &= engine.load.is_ready
-                && matches!(engine.source, SourceState::Live | SourceState::None);
+                && matches!(engine.source(), SourceState::Live | SourceState::None);
             let mut entry = json!({
                 "pool": scope.pool,
                 "model": scope.model.name,
                 "address": endpoint.address,
                 "ready": engine.load.is_ready,
-                "source": source_name(engine.source),
+                "source": source_name(engine.source()),
+                "doubts": engine.doubts.names(),
                 "block_size_tokens": engine.block_size_tokens,
                 "metrics_block_size_tokens": engine.metrics_block_size_tokens,
                 "has_events": endpoint.kv_events.is_some(),

@@ -3,12 +3,13 @@
 use std::cell::Cell;
 
 use kv_events::{
-    BlockStored, Encoding, EngineKey, KvEvent, ResetReason, SourceState as EventState, SourceUpdate,
+    BlockRemoved, BlockStored, Encoding, EngineKey, EventBatch, KvEvent, ResetReason,
+    SourceState as EventState, SourceUpdate,
 };
 use prefix_index::{EngineHash, StoredBlocks, Tier, Window};
 use routing::SourceState;
 
-use super::scope::{Live, Scope};
+use super::scope::{Engine, Groups, Live, Scope, record};
 use crate::config::EngineKind;
 
 /// Applies one update of a source.
@@ -16,18 +17,21 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
     match update {
         SourceUpdate::Batch { batch, received_at, .. } => {
             let mut live = scope.live();
-            counters(&mut live, slot).batches += 1;
-            let engine = &mut live.engines[usize::from(slot)];
-            engine.last_batch = Some(std::time::Instant::now());
-            engine.encoding.merge(&batch.encoding);
+            let before = record(slot, &live.engines[usize::from(slot)]);
+            begin(&mut live.engines[usize::from(slot)], &batch);
             live.each().for_each(|index| index.begin_batch(slot));
             for event in &batch.events {
                 apply_event(scope, &mut live, slot, event);
             }
             // With the scope locked: a fill that sees the number sees the buckets.
-            if let Some(ts) = scope.applied.push(batch.ts, received_at) {
-                live.engines[usize::from(slot)].last_published = Some((ts, received_at));
+            let published = scope.applied.push(batch.ts, received_at);
+            let knows_resumes = live.each().all(|index| index.knows_resumes(slot));
+            let engine = &mut live.engines[usize::from(slot)];
+            if let Some(ts) = published {
+                engine.last_published = Some((ts, received_at));
             }
+            engine.doubts.hybrid |= !knows_resumes;
+            live.load_version += u64::from(before != record(slot, engine));
             drop(live);
             scope.changed();
         }
@@ -47,32 +51,58 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
                 }
                 ResetReason::Gap => counters(&mut live, slot).gaps += 1,
             }
+            let engine = &mut live.engines[usize::from(slot)];
+            let before = record(slot, engine);
+            engine.is_void();
+            live.load_version += u64::from(before != record(slot, engine));
             drop(live);
             scope.changed();
         }
         SourceUpdate::State(state) => {
-            let address = &scope.endpoints[usize::from(slot)].address;
-            tracing::info!(endpoint = address, ?state, "prefix source");
-            scope.update(slot, |engine| engine.source = source_state(state));
+            let endpoint = &scope.endpoints[usize::from(slot)];
+            tracing::info!(endpoint = endpoint.address, ?state, "prefix source");
+            // TensorRT-LLM keeps its events until they are fetched.
+            let is_kept = endpoint.replay.is_some() || endpoint.engine == EngineKind::Trtllm;
+            scope.update(slot, |engine| {
+                engine.stream = stream_state(state);
+                engine.doubts.connection |=
+                    state == EventState::Lost && !is_kept && engine.first_batch_at.is_some();
+                if let EventState::Live { partial } = state {
+                    engine.is_partial = partial;
+                    engine.doubts.history = partial && !engine.is_cleared;
+                }
+            });
         }
         SourceUpdate::Undecodable { sequence, error } => {
             let address = &scope.endpoints[usize::from(slot)].address;
             tracing::warn!(endpoint = address, sequence, %error, "batch of events not understood");
             scope.update(slot, |engine| {
                 engine.counters.undecodable += 1;
-                engine.source = SourceState::Degraded;
+                engine.doubts.events = true;
             });
         }
     }
 }
 
-fn source_state(state: EventState) -> SourceState {
+fn stream_state(state: EventState) -> SourceState {
     match state {
         EventState::Connecting | EventState::Lost => SourceState::Lost,
         EventState::Resyncing => SourceState::Resyncing,
-        EventState::Live { partial: false } => SourceState::Live,
-        // What was cached before the history we got is missing: an under-count, said openly.
-        EventState::Live { partial: true } => SourceState::Degraded,
+        EventState::Live { .. } => SourceState::Live,
+    }
+}
+
+/// Takes what a batch says of itself.
+fn begin(engine: &mut Engine, batch: &EventBatch) {
+    engine.counters.batches += 1;
+    engine.last_batch = Some(std::time::Instant::now());
+    engine.encoding.merge(&batch.encoding);
+    engine.first_batch_at.get_or_insert(batch.ts);
+    // Batches come in order without holes, or a reset comes before them.
+    engine.doubts.connection = false;
+    if let Some(rank) = batch.data_parallel_rank {
+        // Ranks have a cache each, and an address that stands for several promises none of them.
+        engine.doubts.ranks |= *engine.rank.get_or_insert(rank) != rank;
     }
 }
 
@@ -88,17 +118,15 @@ fn apply_event(scope: &Scope, live: &mut Live, slot: u16, event: &KvEvent) {
         }
         KvEvent::Removed(removed) => {
             counters(live, slot).removed_events += 1;
-            counters(live, slot).removed_blocks += removed.block_hashes.len() as u64;
-            let (hashes, tier) = (hashes(&removed.block_hashes), tier(removed.medium.as_deref()));
-            for index in live.each() {
-                let group = removed.group_idx.unwrap_or(0);
-                if !index.remove_window(slot, group, &hashes) {
-                    index.remove(slot, &hashes, tier);
-                }
-            }
+            remove(live, slot, removed);
         }
         KvEvent::AllBlocksCleared => {
             counters(live, slot).cleared_events += 1;
+            let engine = &mut live.engines[usize::from(slot)];
+            // Nothing of what was missed or not understood is in the cache any more.
+            engine.is_cleared = true;
+            (engine.doubts.history, engine.doubts.restart) = (false, false);
+            engine.doubts.events = false;
             // It is the GPU pool's reset and says nothing of other tiers.
             live.each().for_each(|index| index.clear(slot, Some(Tier::Gpu)));
         }
@@ -107,25 +135,39 @@ fn apply_event(scope: &Scope, live: &mut Live, slot: u16, event: &KvEvent) {
 }
 
 fn store_in_group(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
-    match group(stored) {
+    match group(stored, &mut live.engines[usize::from(slot)].groups) {
         Group::Full => store(scope, live, slot, stored),
+        // What lies elsewhere is nothing to resume from before it is loaded.
+        Group::Windowed(..) if tier(stored.medium.as_deref()) != Tier::Gpu => {}
         Group::Windowed(number, window) => {
             let hashes = hashes(&stored.block_hashes);
-            live.each().for_each(|index| index.store_window(slot, number, window, &hashes));
+            for index in live.each() {
+                index.store_window(slot, number, window, stored.block_size, &hashes);
+            }
         }
         Group::Unknown => {
             // What such a group keeps decides what the engine can reuse.
             counters(live, slot).other_groups += 1;
-            degrade(live, slot);
+            live.engines[usize::from(slot)].doubts.hybrid = true;
         }
     }
 }
 
-fn degrade(live: &mut Live, slot: u16) {
-    let engine = &mut live.engines[usize::from(slot)];
-    if engine.source == SourceState::Live {
-        engine.source = SourceState::Degraded;
-        live.load_version += 1;
+/// The same hash names a block in every group, so a removal concerns its own group alone.
+fn remove(live: &mut Live, slot: u16, removed: &BlockRemoved) {
+    counters(live, slot).removed_blocks += removed.block_hashes.len() as u64;
+    let (hashes, tier) = (hashes(&removed.block_hashes), tier(removed.medium.as_deref()));
+    let groups = &live.engines[usize::from(slot)].groups;
+    match removed.group_idx {
+        Some(number) if groups.windowed.contains(&number) => {
+            if tier == Tier::Gpu {
+                for index in live.each() {
+                    index.remove_window(slot, number, &hashes);
+                }
+            }
+        }
+        Some(number) if groups.full.is_some_and(|full| full != number) => {}
+        _ => live.each().for_each(|index| index.remove(slot, &hashes, tier)),
     }
 }
 
@@ -140,18 +182,31 @@ enum Group {
 }
 
 /// By vLLM's `kv_cache_spec_kind`; engines that do not say have one group.
-fn group(stored: &BlockStored) -> Group {
+fn group(stored: &BlockStored, groups: &mut Groups) -> Group {
     let number = stored.group_idx.unwrap_or(0);
-    let windowed = |window: fn(u32) -> Window| match stored.sliding_window {
-        Some(tokens) => Group::Windowed(number, window(tokens)),
+    let mut windowed = |window: Option<Window>| match window {
+        Some(window) => {
+            groups.windowed.insert(number);
+            Group::Windowed(number, window)
+        }
         None => Group::Unknown,
     };
+    let tokens = stored.sliding_window;
     match stored.kv_cache_spec_kind.as_deref() {
-        None if number == 0 => Group::Full,
-        Some("full_attention" | "mla_attention" | "sink_full_attention") => Group::Full,
-        Some("sliding_window" | "sliding_window_mla") => windowed(Window::Sliding),
-        Some("chunked_local_attention") => windowed(Window::Chunked),
-        Some("mamba") => Group::Windowed(number, Window::State),
+        // Placeholders of connectors name no group.
+        None if stored.group_idx.is_none() => Group::Full,
+        None if number != 0 => Group::Unknown,
+        // A second group of full attention has copies of its own, and a prefix is usable only where
+        // all have it: more than the index keeps.
+        None | Some("full_attention" | "mla_attention" | "sink_full_attention") => {
+            match *groups.full.get_or_insert(number) == number {
+                true => Group::Full,
+                false => Group::Unknown,
+            }
+        }
+        Some("sliding_window" | "sliding_window_mla") => windowed(tokens.map(Window::Sliding)),
+        Some("chunked_local_attention") => windowed(tokens.map(Window::Chunked)),
+        Some("mamba") => windowed(Some(Window::State)),
         _ => Group::Unknown,
     }
 }
@@ -159,9 +214,8 @@ fn group(stored: &BlockStored) -> Group {
 fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
     counters(live, slot).stored_blocks += stored.block_hashes.len() as u64;
     let engine = &mut live.engines[usize::from(slot)];
-    if stored.block_size > 0 && engine.block_size_tokens != stored.block_size {
+    if stored.block_size > 0 {
         engine.block_size_tokens = stored.block_size;
-        live.load_version += 1;
     }
     // Before vLLM 0.14 an adapter has only a number, which means nothing elsewhere: a namespace of
     // its own that no request names.
@@ -171,16 +225,20 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
         live.learn_adapter(name);
     }
     let beyond_text: Vec<u64> = stored
-        .extra_keys
+        .block_hashes
         .iter()
-        .zip(&stored.block_hashes)
-        .map(|(keys, hash)| if keys.multimodal || keys.embeds { hash.0 | 1 } else { 0 })
+        .enumerate()
+        .map(|(block, hash)| if stored.is_beyond_text(block) { hash.0 | 1 } else { 0 })
         .collect();
     let (hashes, tier) = (hashes(&stored.block_hashes), tier(stored.medium.as_deref()));
     if stored.token_ids.is_empty() {
         // Offloading connectors name blocks by hash alone.
         live.each().for_each(|index| index.announce(slot, &hashes, tier));
         return;
+    }
+    if stored.token_ids.len() as u64 != hashes.len() as u64 * u64::from(stored.block_size) {
+        // The index refuses and counts it.
+        live.engines[usize::from(slot)].doubts.events = true;
     }
     let blocks = StoredBlocks {
         hashes: &hashes,
@@ -224,10 +282,14 @@ fn hashes(keys: &[EngineKey]) -> Vec<EngineHash> {
     keys.iter().map(|EngineKey(hash)| EngineHash(*hash)).collect()
 }
 
-/// Engines without a medium have only the GPU; spellings differ in case.
+/// Engines without a medium have only the GPU; spellings differ in case. What is neither the GPU
+/// nor memory of the host (`CPU`, `CPU_PINNED`) is storage of some kind.
 fn tier(medium: Option<&str>) -> Tier {
+    let is = |name: &str| medium.is_some_and(|medium| medium.eq_ignore_ascii_case(name));
     match medium {
-        Some(medium) if !medium.eq_ignore_ascii_case("gpu") => Tier::Offloaded,
-        _ => Tier::Gpu,
+        None => Tier::Gpu,
+        Some(_) if is("gpu") => Tier::Gpu,
+        Some(_) if is("cpu") || is("cpu_pinned") => Tier::Offloaded,
+        Some(_) => Tier::Storage,
     }
 }

@@ -144,7 +144,7 @@ fn of_scope(page: &mut Page, scope: &Scope) {
     }
     page.counter("wasm_epp_index_bucket_overflows", &labels, overflow);
     for state in STATES {
-        let count = engines.iter().filter(|engine| engine.source == state).count();
+        let count = engines.iter().filter(|engine| engine.source() == state).count();
         let labels = with(&labels, "state", source_name(state));
         page.gauge("wasm_epp_sources", &labels, count as f64);
     }
@@ -225,7 +225,7 @@ fn of_engine(page: &mut Page, labels: &Labels, engine: &Engine) {
     let rendering = with(labels, "state", engine.rendering.name());
     page.gauge("wasm_epp_endpoint_rendering_state", &rendering, 1.0);
     page.gauge("wasm_epp_endpoint_ready", labels, f64::from(u8::from(engine.load.is_ready)));
-    let state = with(labels, "state", source_name(engine.source));
+    let state = with(labels, "state", source_name(engine.source()));
     page.gauge("wasm_epp_source_state", &state, 1.0);
 }
 

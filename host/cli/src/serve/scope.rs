@@ -1,5 +1,6 @@
 //! One (pool, model) pair: its index, its endpoints, what gateways must know of it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -82,7 +83,20 @@ pub(crate) struct Live {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Engine {
     pub(crate) load: Load,
-    pub(crate) source: SourceState,
+    /// State of the stream of its events.
+    pub(crate) stream: SourceState,
+    /// The stream does not go back to the engine's start.
+    pub(crate) is_partial: bool,
+    /// Why what is known of it may be wrong although the stream is live.
+    pub(crate) doubts: Doubts,
+    /// What its KV cache groups are.
+    pub(crate) groups: Groups,
+    /// Its cache was cleared since its source was reset, so that history is nothing to miss.
+    pub(crate) is_cleared: bool,
+    /// Rank of its batches.
+    pub(crate) rank: Option<u32>,
+    /// The engine's clock at the first batch that is not void, in seconds since the Unix epoch.
+    pub(crate) first_batch_at: Option<f64>,
     /// Tokens per block by its events, else by its metrics; 0 while unknown.
     pub(crate) block_size_tokens: u32,
     /// Tokens per block by its metrics alone.
@@ -106,6 +120,67 @@ pub(crate) struct Engine {
     pub(crate) scrape_error: Option<String>,
     /// How its prompts compare with ours.
     pub(crate) rendering: Rendering,
+}
+
+impl Engine {
+    /// How far its prefix state can be trusted.
+    pub(crate) fn source(&self) -> SourceState {
+        match self.stream {
+            SourceState::Live if self.doubts != Doubts::default() => SourceState::Degraded,
+            stream => stream,
+        }
+    }
+
+    /// Nothing that was announced so far counts any more.
+    pub(crate) fn is_void(&mut self) {
+        self.doubts = Doubts { history: self.is_partial, ..Doubts::default() };
+        self.groups = Groups::default();
+        self.is_cleared = false;
+        self.rank = None;
+        self.first_batch_at = None;
+    }
+}
+
+/// Why what is known of an engine may be wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Doubts {
+    /// What was cached before the history that we got is missing.
+    pub(crate) history: bool,
+    /// Its metrics say that it is another process, and its events do not.
+    pub(crate) restart: bool,
+    /// Its connection broke, and what was published meanwhile cannot be asked for; the number of its
+    /// next batch tells whether there was anything.
+    pub(crate) connection: bool,
+    /// Events were not understood.
+    pub(crate) events: bool,
+    /// A KV cache group is not understood.
+    pub(crate) hybrid: bool,
+    /// Batches of several ranks came from one source.
+    pub(crate) ranks: bool,
+}
+
+impl Doubts {
+    /// Their names.
+    pub(crate) fn names(self) -> Vec<&'static str> {
+        let all = [
+            ("history", self.history),
+            ("restart", self.restart),
+            ("connection", self.connection),
+            ("events", self.events),
+            ("hybrid", self.hybrid),
+            ("ranks", self.ranks),
+        ];
+        all.into_iter().filter_map(|(name, is)| is.then_some(name)).collect()
+    }
+}
+
+/// KV cache groups of one engine, by number.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Groups {
+    /// The group of full attention that is indexed.
+    pub(crate) full: Option<u32>,
+    /// Windowed groups.
+    pub(crate) windowed: BTreeSet<u32>,
 }
 
 /// Counters of one engine.
@@ -325,7 +400,7 @@ pub(crate) fn record(slot: u16, engine: &Engine) -> LoadRecord {
     LoadRecord {
         slot,
         load: engine.load,
-        source: engine.source,
+        source: engine.source(),
         block_size_tokens: engine.block_size_tokens,
     }
 }

@@ -179,8 +179,14 @@ fn fence(scope: &Scope, slot: u16, load: &EngineLoad) {
             // The source may have noticed the restart before the page showed it.
             let is_noticed = resets > engine.resets_at_start;
             engine.resets_at_start = resets;
-            if known.is_some() && !is_noticed {
+            // The page may be the last to know: what the new process has stored is not void.
+            let is_older = engine.first_batch_at.is_some_and(|at| at <= start);
+            if known.is_some() && !is_noticed && is_older {
                 engine.counters.fenced += 1;
+                engine.is_void();
+                // What the new process stored before now is void as well, and not told again.
+                engine.doubts.restart = true;
+                live.load_version += 1;
                 live.each().for_each(|index| index.clear(slot, None));
                 drop(live);
                 scope.changed();

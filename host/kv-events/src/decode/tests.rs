@@ -301,9 +301,37 @@ fn the_salt_is_the_string_that_is_not_the_adapter() {
     assert_eq!(event(Some("sql"), &["sql"]).salt(), None);
     assert_eq!(event(Some("sql"), &["sql", "s1"]).salt(), Some("s1"));
     assert_eq!(event(Some("sql"), &["sql", "sql"]).salt(), Some("sql"));
+    // Up to 0.18 media are bare strings, between adapter and salt.
+    assert_eq!(event(None, &["8f14e4", "s1"]).salt(), Some("s1"));
+    assert_eq!(event(Some("sql"), &["sql", "8f14e4", "8f14e4", "s1"]).salt(), Some("s1"));
     assert_eq!(minimal().salt(), None);
     let continued = BlockStored { parent_block_hash: Some(EngineKey(1)), ..event(None, &["x"]) };
     assert_eq!(continued.salt(), None);
+    assert!(continued.is_beyond_text(0), "no salt can stand there");
     let field = BlockStored { cache_salt: Some("s2".to_owned()), ..continued };
     assert_eq!(field.salt(), Some("s2"));
+}
+
+#[test]
+fn media_and_embeddings_are_beyond_text() {
+    let event = |lora: Option<&str>, first: ExtraKeys, second: ExtraKeys| BlockStored {
+        lora_name: lora.map(str::to_owned),
+        extra_keys: vec![first, second],
+        ..minimal()
+    };
+    let keys = |strings: &[&str]| ExtraKeys {
+        strings: strings.iter().map(|s| (*s).to_owned()).collect(),
+        ..ExtraKeys::default()
+    };
+    let check = |event: BlockStored, expected: [bool; 3]| {
+        assert_eq!([0, 1, 2].map(|block| event.is_beyond_text(block)), expected, "{event:?}");
+    };
+    check(event(None, keys(&[]), keys(&[])), [false; 3]);
+    check(event(Some("sql"), keys(&["sql", "s1"]), keys(&["sql"])), [false; 3]);
+    check(event(Some("sql"), keys(&["sql", "sql"]), keys(&["sql", "sql"])), [false, true, false]);
+    check(event(None, keys(&["s1"]), keys(&["8f14e4"])), [false, true, false]);
+    check(event(None, keys(&["8f14e4", "s1"]), keys(&[])), [true, false, false]);
+    let media = ExtraKeys { multimodal: true, ..keys(&["s1"]) };
+    let embeds = ExtraKeys { embeds: true, ..keys(&[]) };
+    check(event(None, media, embeds), [true, true, false]);
 }

@@ -206,6 +206,23 @@ fn a_block_lost_on_the_gpu_may_be_announced_elsewhere_by_its_hash() {
 }
 
 #[test]
+fn in_a_set_each_tier_has_the_block_or_not() {
+    let mut index = index(1);
+    index.set_presence(0, Presence::Set);
+    for tier in [Tier::Gpu, Tier::Offloaded, Tier::Storage, Tier::Storage] {
+        index.store(0, &StoredBlocks { tier, ..blocks(&[EngineHash(1)], &[5, 5], 2) }, 0, bytes_of);
+    }
+    let hash = [EngineHash(1)];
+    index.remove(0, &hash, Tier::Gpu);
+    index.remove(0, &hash, Tier::Offloaded);
+    index.remove(0, &hash, Tier::Offloaded);
+    assert_eq!(index.stats().unknown_removals, 1, "it was there once");
+    assert_eq!((depth(&index, 0, &VOCABULARY[5].repeat(2)), index.held_blocks(0)), (1, 1));
+    index.remove(0, &hash, Tier::Storage);
+    assert_eq!((depth(&index, 0, &VOCABULARY[5].repeat(2)), index.held_blocks(0)), (0, 0));
+}
+
+#[test]
 fn token_ids_are_a_key_space_of_their_own() {
     let mut index = Index::new(IndexConfig { key_space: KeySpace::TokenIds, ..config() });
     index.add_endpoint();

@@ -122,11 +122,8 @@ impl Index {
         is_report: bool,
     ) {
         let endpoint = &mut self.endpoints[usize::from(slot)];
-        let is_repeat = match endpoint.presence {
-            Presence::Set => true,
-            Presence::Copies => is_report && !endpoint.in_batch.contains(&hash),
-        };
-        endpoint.in_batch.insert(hash);
+        let presence = endpoint.presence;
+        let is_again = !endpoint.in_batch.insert(hash);
         if let Some(other) = endpoint.names.find(&self.nodes, slot, hash).filter(|o| *o != id) {
             // One hash, other content: the engine reuses the name, so the old content is gone.
             self.drop_held(slot, other);
@@ -154,9 +151,13 @@ impl Index {
         let is_gained = !held.is_held();
         let count = match tier {
             Tier::Gpu => &mut held.gpu,
-            Tier::Offloaded => &mut held.offloaded,
+            Tier::Offloaded | Tier::Storage => &mut held.offloaded,
         };
-        *count = if is_repeat { (*count).max(1) } else { count.saturating_add(1) };
+        *count = match presence {
+            Presence::Set => *count | tier.set_bit(),
+            Presence::Copies if is_report && !is_again => (*count).max(1),
+            Presence::Copies => count.saturating_add(1),
+        };
         self.endpoints[usize::from(slot)].held_blocks += usize::from(is_gained);
         if !is_named {
             self.endpoints[usize::from(slot)].names.insert(&self.nodes, slot, hash, id);

@@ -9,8 +9,21 @@ use crate::node::EngineHash;
 pub enum Tier {
     /// Usable at once.
     Gpu,
-    /// CPU memory, disk, remote: usable after a load.
+    /// Memory of the host: usable after a load.
     Offloaded,
+    /// Disk or another machine: usable after a longer load. One with [`Self::Offloaded`] but for
+    /// engines whose blocks are a set: there each tier has the block or not.
+    Storage,
+}
+
+impl Tier {
+    /// What a block's presence in this tier counts for in a set: a bit of the tier's field.
+    pub(crate) fn set_bit(self) -> u16 {
+        match self {
+            Self::Gpu | Self::Offloaded => 1,
+            Self::Storage => 2,
+        }
+    }
 }
 
 /// What an engine's stores and removals count.

@@ -1,6 +1,6 @@
 //! Every value that is refused, with the sentence a user sees.
 
-use super::{ENDPOINT, MODEL, refused, refused_beside_pools, refused_pool};
+use super::{ENDPOINT, MODEL, accepted, refused, refused_beside_pools, refused_pool};
 
 #[test]
 fn numbers_are_refused_outside_their_range() {
@@ -291,7 +291,11 @@ fn engine_sockets_and_urls_are_of_a_known_kind() {
     check(
         "replay",
         "tcp://127.0.0.1:5657",
-        "nothing, or kvEvents beside it: there are no events to replay",
+        "nothing, or kvEvents beside it or kvEventsListen: there are no events to replay",
+    );
+    accepted(
+        "kvEventsListen: 'tcp://127.0.0.1:5557'\npools: [{name: p, models: [{name: m, folder: m}], \
+         endpoints: [{address: '127.0.0.1:8000', replay: 'tcp://127.0.0.1:5657'}]}]",
     );
     for wrong in ["https://127.0.0.1/metrics", "127.0.0.1:8000/metrics", "http://", "/metrics"] {
         check("metrics", wrong, "http://HOST:PORT/PATH");

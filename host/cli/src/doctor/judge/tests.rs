@@ -65,9 +65,14 @@ fn each_ill_of_an_engine_has_its_sentence() {
     check(json!({"source": "lost"}), "cannot be reached");
     check(json!({"source": "none"}), "routed by load only");
     check(json!({"source": "resyncing"}), "caught up with");
-    check(json!({"source": "degraded"}), "history was not available");
-    check(json!({"source": "degraded", "other_groups": 1}), "groups that are not understood");
-    check(json!({"source": "degraded", "undecodable": 1}), "events that are not understood");
+    let doubted =
+        |doubt: &str, expected| check(json!({"source": "degraded", "doubts": [doubt]}), expected);
+    doubted("history", "history was not available");
+    doubted("restart", "restarted");
+    doubted("connection", "connection broke");
+    doubted("events", "events that are not understood");
+    doubted("hybrid", "groups that are not understood");
+    doubted("ranks", "ranks");
     check(json!({"has_replay": false, "replay": "never asked"}), "no replay");
     check(
         json!({"replay": "fails", "replays_failed": 2}),
