@@ -1,6 +1,9 @@
 //! A bucket: the strides of one scope whose keys share their lower bits.
 
-use prefix::{Holder, Stride};
+use std::borrow::Cow;
+use std::ops::Range;
+
+use prefix::{Holder, Listed, Stride};
 
 use crate::WireError;
 use crate::wire::{Reader, Writer};
@@ -66,47 +69,153 @@ impl BucketWriter {
     }
 }
 
+/// A stride found in a bucket value, which it keeps: its holders are compared as they are written
+/// and read only when asked for. Values of one epoch compare right; the caller checks it.
+#[derive(Clone, Debug)]
+pub struct FoundStride<B> {
+    bucket: B,
+    tokens: u32,
+    gpu: u32,
+    offloaded: u32,
+    /// Where the holders' slots are, GPU before offloaded.
+    slots: Range<usize>,
+    resumes: Range<usize>,
+}
+
 /// Finds the stride of `fingerprint` in a bucket value. `Ok(None)` when it is not there.
 /// Holders come sorted, as [`prefix::match_prefix`] wants them. The caller checks the epoch.
-pub fn find_stride(bucket: &[u8], fingerprint: u32) -> Result<Option<Stride>, WireError> {
-    let mut reader = Reader::new(bucket);
+pub fn find_stride<B: AsRef<[u8]>>(
+    bucket: B,
+    fingerprint: u32,
+) -> Result<Option<FoundStride<B>>, WireError> {
+    let value = bucket.as_ref();
+    let mut reader = Reader::new(value);
     reader.preamble(b'B')?;
     reader.u64()?;
-    while reader.remaining() > 0 {
-        let found = reader.u32()?;
-        let len = reader.varint()? as usize;
-        let body = reader.take(len)?;
+    let mut at = reader.position();
+    while at < value.len() {
+        let (found, body) = entry_at(value, at)?;
+        at = body.end;
         if found == fingerprint {
-            return read_body(body).map(Some);
+            let mut stride =
+                FoundStride { bucket, tokens: 0, gpu: 0, offloaded: 0, slots: 0..0, resumes: 0..0 };
+            stride.locate(body)?;
+            return Ok(Some(stride));
         }
     }
     Ok(None)
 }
 
-fn read_body(body: &[u8]) -> Result<Stride, WireError> {
-    let mut reader = Reader::new(body);
-    let tokens = reader.varint()?;
-    let (gpu, offloaded) = (reader.varint()?, reader.varint()?);
-    let mut slot = || u16::try_from(reader.varint()?).map_err(|_| WireError::Range("slot"));
-    let count = gpu.saturating_add(offloaded);
-    // A holder takes at least a byte, so a lying count cannot reserve more than the value has.
-    let mut holders = Vec::with_capacity((count as usize).min(body.len()));
-    for i in 0..count {
-        holders.push(Holder { slot: slot()?, offloaded: i >= gpu });
+/// Fingerprint of the entry at `at`, and where its body is.
+fn entry_at(value: &[u8], at: usize) -> Result<(u32, Range<usize>), WireError> {
+    // Most bodies are short enough for a length of one byte, and most entries are not looked for.
+    if let Some([a, b, c, d, len @ 0..0x80]) = value.get(at..).and_then(|rest| rest.first_chunk()) {
+        let start = at + 5;
+        let end = start + usize::from(*len);
+        if end <= value.len() {
+            return Ok((u32::from_le_bytes([*a, *b, *c, *d]), start..end));
+        }
     }
-    holders.sort_unstable();
-    let mut resumes = Vec::new();
-    while reader.remaining() > 0 {
-        let slot = u16::try_from(reader.varint()?).map_err(|_| WireError::Range("slot"))?;
-        resumes.push((slot, reader.varint()?));
+    let mut reader = Reader::new(value);
+    reader.take(at)?;
+    let fingerprint = reader.u32()?;
+    let len = reader.varint()? as usize;
+    let start = reader.position();
+    reader.take(len)?;
+    Ok((fingerprint, start..reader.position()))
+}
+
+fn read_slot(reader: &mut Reader<'_>) -> Result<u16, WireError> {
+    u16::try_from(reader.varint()?).map_err(|_| WireError::Range("slot"))
+}
+
+impl<B: AsRef<[u8]>> FoundStride<B> {
+    fn part(&self, range: &Range<usize>) -> &[u8] {
+        self.bucket.as_ref().get(range.clone()).unwrap_or_default()
     }
-    Ok(Stride { tokens, holders, resumes })
+
+    /// Checks an entry's body and says where its parts are.
+    fn locate(&mut self, body: Range<usize>) -> Result<(), WireError> {
+        let bytes = self.part(&body);
+        let mut reader = Reader::new(bytes);
+        let (tokens, gpu, offloaded) = (reader.varint()?, reader.varint()?, reader.varint()?);
+        let from = reader.position();
+        let count = gpu.saturating_add(offloaded);
+        let short = bytes.get(from..).and_then(|rest| rest.get(..count as usize));
+        let to = match short {
+            // A slot takes a byte nearly always.
+            Some(slots) if slots.iter().fold(0, |all, byte| all | byte) < 0x80 => {
+                from + slots.len()
+            }
+            _ => {
+                for _ in 0..count {
+                    read_slot(&mut reader)?;
+                }
+                reader.position()
+            }
+        };
+        let mut reader = Reader::new(bytes.get(to..).unwrap_or_default());
+        while reader.remaining() > 0 {
+            read_slot(&mut reader)?;
+            reader.varint()?;
+        }
+        (self.tokens, self.gpu, self.offloaded) = (tokens, gpu, offloaded);
+        self.slots = body.start + from..body.start + to;
+        self.resumes = body.start + to..body.end;
+        Ok(())
+    }
+}
+
+impl<B: AsRef<[u8]>> Listed for FoundStride<B> {
+    fn has_same_holders(&self, other: &Self) -> bool {
+        // The writer sorts the slots, so equal sets are equal bytes.
+        (self.gpu, self.offloaded) == (other.gpu, other.offloaded)
+            && self.part(&self.slots) == other.part(&other.slots)
+    }
+
+    fn is_unheld(&self) -> bool {
+        self.gpu == 0 && self.offloaded == 0
+    }
+
+    fn read(&self) -> Cow<'_, Stride> {
+        let slots = self.part(&self.slots);
+        let gpu = self.gpu as usize;
+        let count = gpu.saturating_add(self.offloaded as usize);
+        // A holder takes at least a byte, so a lying count cannot reserve more than the value has.
+        let mut holders = Vec::with_capacity(slots.len());
+        if slots.len() == count {
+            let all = slots.iter().enumerate();
+            holders.extend(
+                all.map(|(i, slot)| Holder { slot: u16::from(*slot), offloaded: i >= gpu }),
+            );
+        } else {
+            let mut reader = Reader::new(slots);
+            // What was read when it was found can be read again.
+            while let Ok(slot) = read_slot(&mut reader) {
+                holders.push(Holder { slot, offloaded: holders.len() >= gpu });
+            }
+        }
+        if !holders.is_sorted() {
+            holders.sort_unstable();
+        }
+        let mut resumes = Vec::new();
+        let mut reader = Reader::new(self.part(&self.resumes));
+        while let (Ok(slot), Ok(tokens)) = (read_slot(&mut reader), reader.varint()) {
+            resumes.push((slot, tokens));
+        }
+        Cow::Owned(Stride { tokens: self.tokens, holders, resumes })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn read(bucket: &[u8], fingerprint: u32) -> Option<Stride> {
+        let found = find_stride(bucket, fingerprint).unwrap()?;
+        Some(found.read().into_owned())
+    }
 
     #[test]
     fn golden_bytes() {
@@ -121,7 +230,7 @@ mod tests {
         let bytes = writer.finish();
         let expected = b"B\x01\x01\x02\x03\x04\x05\x06\x07\x08\xDD\xCC\xBB\xAA\x0B\xAC\x02\x02\x01\x02\xC8\x01\x01\x02\x80\x02";
         assert_eq!(bytes, expected);
-        let stride = find_stride(&bytes, 0xAABBCCDD).unwrap().unwrap();
+        let stride = read(&bytes, 0xAABBCCDD).unwrap();
         let holder = |slot, offloaded| Holder { slot, offloaded };
         assert_eq!(
             stride,
@@ -131,7 +240,7 @@ mod tests {
                 resumes: vec![(2, 256)]
             }
         );
-        assert_eq!(find_stride(&bytes, 1), Ok(None));
+        assert_eq!(read(&bytes, 1), None);
     }
 
     #[test]
@@ -150,7 +259,28 @@ mod tests {
         let dropped = writer.dropped;
         let bytes = writer.finish();
         assert!(bytes.len() <= MAX_BUCKET_BYTES);
-        assert!(find_stride(&bytes, 2999 - dropped).unwrap().is_some());
+        assert!(read(&bytes, 2999 - dropped).is_some());
+    }
+
+    #[test]
+    fn holders_compare_by_slot_and_tier_and_not_by_what_else_is_said() {
+        let mut writer = BucketWriter::new(1);
+        let mut push = |fingerprint, gpu: &[u16], offloaded: &[u16], resumes: &[(u16, u32)]| {
+            let tokens = 16 * fingerprint;
+            writer.push(BucketEntry { fingerprint, tokens, gpu, offloaded, resumes });
+        };
+        push(0, &[1, 300], &[], &[]);
+        push(1, &[1, 300], &[], &[(300, 64)]);
+        push(2, &[1], &[300], &[]);
+        push(3, &[1, 301], &[], &[]);
+        push(4, &[], &[], &[]);
+        let bytes = writer.finish();
+        let stride = |fingerprint| find_stride(&bytes, fingerprint).unwrap().unwrap();
+        assert!(stride(0).has_same_holders(&stride(1)));
+        for other in [2, 3, 4] {
+            assert!(!stride(0).has_same_holders(&stride(other)), "{other}");
+        }
+        assert!(stride(4).is_unheld() && !stride(2).is_unheld());
     }
 
     proptest! {
@@ -163,11 +293,17 @@ mod tests {
             }
             let bytes = writer.finish();
             for (fingerprint, (tokens, gpu, absent)) in &strides {
-                let stride = find_stride(&bytes, *fingerprint).unwrap().unwrap();
+                let stride = read(&bytes, *fingerprint).unwrap();
                 prop_assert_eq!(stride.tokens, *tokens);
+                let found = find_stride(&bytes, *fingerprint).unwrap().unwrap();
+                for other in strides.keys() {
+                    let other = find_stride(&bytes, *other).unwrap().unwrap();
+                    let is_same = stride.holders == other.read().holders;
+                    prop_assert_eq!(found.has_same_holders(&other), is_same);
+                }
                 prop_assert!(stride.holders.iter().map(|h| h.slot).eq(gpu.iter().copied()));
                 if !strides.contains_key(&u32::from(*absent)) {
-                    prop_assert_eq!(find_stride(&bytes, u32::from(*absent)), Ok(None));
+                    prop_assert_eq!(read(&bytes, u32::from(*absent)), None);
                 }
             }
         }
@@ -176,7 +312,9 @@ mod tests {
         fn any_bytes_never_panic(bytes: Vec<u8>) {
             let mut framed = b"B\x01".to_vec();
             framed.extend(bytes);
-            let _ = find_stride(&framed, 7);
+            if let Ok(Some(stride)) = find_stride(&framed, 7) {
+                stride.read();
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ mod wire;
 
 pub use ack::{Ack, AckStatus, Counters};
 pub use batch::{Batch, BatchBuilder, BatchHeader, MAX_BATCH_BYTES, MAX_BATCH_ENTRIES};
-pub use bucket::{BucketEntry, BucketWriter, MAX_BUCKET_BYTES, find_stride};
+pub use bucket::{BucketEntry, BucketWriter, FoundStride, MAX_BUCKET_BYTES, find_stride};
 pub use directory::{Directory, DirectoryEntry, MAX_ADAPTERS};
 pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
 pub use head::{Head, Transition};

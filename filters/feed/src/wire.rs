@@ -42,14 +42,19 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], WireError> {
-        let missing = WireError::Truncated {
-            at: self.at,
-            needed: len.saturating_sub(self.bytes.len().saturating_sub(self.at)),
-        };
-        let end = self.at.checked_add(len).ok_or(missing)?;
-        let taken = self.bytes.get(self.at..end).ok_or(missing)?;
-        self.at = end;
-        Ok(taken)
+        let end = self.at.checked_add(len);
+        match end.and_then(|end| self.bytes.get(self.at..end)) {
+            Some(taken) => {
+                self.at += len;
+                Ok(taken)
+            }
+            None => Err(self.truncated(len)),
+        }
+    }
+
+    #[cold]
+    fn truncated(&self, len: usize) -> WireError {
+        WireError::Truncated { at: self.at, needed: len.saturating_sub(self.remaining()) }
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
@@ -86,6 +91,10 @@ impl<'a> Reader<'a> {
     pub(crate) fn text(&mut self, field: &'static str) -> Result<&'a str, WireError> {
         let len = self.u16()?;
         std::str::from_utf8(self.take(usize::from(len))?).map_err(|_| WireError::Utf8(field))
+    }
+
+    pub(crate) fn position(&self) -> usize {
+        self.at
     }
 
     pub(crate) fn remaining(&self) -> usize {

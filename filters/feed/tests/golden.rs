@@ -6,7 +6,7 @@ use feed::{
     Directory, DirectoryEntry, EndpointEntry, Features, Head, Key, LoadRecord, LoadTable,
     ModelValue, Picks, Table, WorkerRow, find_stride,
 };
-use prefix::{Holder, Seed, Stride};
+use prefix::{Holder, Listed as _, Seed, Stride};
 use routing::{Candidate, Load, PrefixMatch, RequestFeatures, SourceState};
 
 const EPOCH: u64 = 0x0102_0304_0506_0708;
@@ -133,9 +133,13 @@ fn a_bucket() {
     };
     let second =
         Stride { tokens: 70_000, holders: vec![holder(1, false)], resumes: vec![(1, 512)] };
-    assert_eq!(find_stride(&bytes, 0xDEAD_BEEF), Ok(Some(first)));
-    assert_eq!(find_stride(&bytes, 1), Ok(Some(second)));
-    assert_eq!(find_stride(&bytes, 2), Ok(None));
+    let find = |fingerprint| {
+        let found = find_stride(&bytes, fingerprint).expect("a bucket");
+        found.map(|found| found.read().into_owned())
+    };
+    assert_eq!(find(0xDEAD_BEEF), Some(first));
+    assert_eq!(find(1), Some(second));
+    assert_eq!(find(2), None);
 }
 
 #[test]

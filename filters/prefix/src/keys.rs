@@ -86,14 +86,8 @@ impl KeyChain {
     /// Appends `bytes` and calls `emit` with the key of each stride they complete.
     pub fn push(&mut self, seed: &Seed, mut bytes: &[u8], mut emit: impl FnMut(StrideKey)) {
         if self.tail_len > 0 {
-            let have = usize::from(self.tail_len);
-            let taken = bytes.len().min(STRIDE_BYTES - have);
-            let (now, rest) = bytes.split_at(taken);
-            for (slot, byte) in self.tail.iter_mut().skip(have).zip(now) {
-                *slot = *byte;
-            }
-            bytes = rest;
-            self.tail_len += taken as u8;
+            let taken = self.fill(bytes);
+            bytes = bytes.get(taken..).unwrap_or_default();
             if usize::from(self.tail_len) < STRIDE_BYTES {
                 return;
             }
@@ -106,20 +100,25 @@ impl KeyChain {
             self.last = next(seed, self.last, stride);
             emit(self.last);
         }
-        for (slot, byte) in self.tail.iter_mut().zip(rest) {
-            *slot = *byte;
+        self.fill(rest);
+    }
+
+    /// Appends to the stride that is not full yet; returns how many bytes it had room for.
+    fn fill(&mut self, bytes: &[u8]) -> usize {
+        let room = self.tail.get_mut(usize::from(self.tail_len)..).unwrap_or_default();
+        let taken = bytes.len().min(room.len());
+        if let (Some(to), Some(from)) = (room.get_mut(..taken), bytes.get(..taken)) {
+            to.copy_from_slice(from);
         }
-        self.tail_len = rest.len() as u8;
+        self.tail_len += taken as u8;
+        taken
     }
 
     /// A chain that continues after `last` with bytes that did not fill a stride; what is beyond
     /// a stride's length of them is ignored.
     pub fn resume(last: StrideKey, pending: &[u8]) -> Self {
         let mut chain = Self::new(last);
-        for (slot, byte) in chain.tail.iter_mut().take(STRIDE_BYTES - 1).zip(pending) {
-            *slot = *byte;
-            chain.tail_len += 1;
-        }
+        chain.fill(pending.get(..STRIDE_BYTES - 1).unwrap_or(pending));
         chain
     }
 

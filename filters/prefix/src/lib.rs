@@ -12,4 +12,4 @@ mod keys;
 mod matching;
 
 pub use keys::{KeyChain, Namespace, STRIDE_BYTES, Seed, StrideKey, bucket_of, fingerprint_of};
-pub use matching::{Depths, Holder, Stride, match_prefix};
+pub use matching::{Depths, Holder, Listed, Stride, match_prefix};

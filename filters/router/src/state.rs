@@ -1,13 +1,15 @@
 //! The pushed state as this VM reads it: parsed once per change, looked up per request.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use feed::{
-    Directory, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride, value_epoch,
+    Directory, FoundStride, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride,
+    value_epoch,
 };
 use hostcalls::Host;
-use prefix::{Holder, Stride, StrideKey, bucket_of, fingerprint_of};
+use prefix::{Holder, Listed, Stride, StrideKey, bucket_of, fingerprint_of};
 use prompt::{ModelSpec, Renderer};
 
 /// Why there is no state to route by.
@@ -194,26 +196,58 @@ fn translate(from: &Table, to: &Table) -> BTreeMap<u16, u16> {
         .collect()
 }
 
+/// What the index of a scope knows of one stride.
+pub enum Found {
+    /// As it was pushed.
+    Pushed(FoundStride<Vec<u8>>),
+    /// Of the writer that takes over, in terms of our slots.
+    Translated(Stride),
+}
+
+impl Listed for Found {
+    fn has_same_holders(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pushed(one), Self::Pushed(other)) => one.has_same_holders(other),
+            (one, other) => one.read().holders == other.read().holders,
+        }
+    }
+
+    fn is_unheld(&self) -> bool {
+        match self {
+            Self::Pushed(stride) => stride.is_unheld(),
+            Self::Translated(stride) => stride.is_unheld(),
+        }
+    }
+
+    fn read(&self) -> Cow<'_, Stride> {
+        match self {
+            Self::Pushed(stride) => stride.read(),
+            Self::Translated(stride) => stride.read(),
+        }
+    }
+}
+
 impl Model {
     /// What the index of `scope` knows of one stride. A value that cannot be read holds nothing.
-    pub fn stride(&self, host: &impl Host, scope: u16, key: StrideKey) -> Option<Stride> {
+    pub fn stride(&self, host: &impl Host, scope: u16, key: StrideKey) -> Option<Found> {
         let bucket = Key::Bucket(scope, bucket_of(key, self.value.bucket_count));
         let (value, _) = host.shared(bucket.encode().as_ref()).ok().flatten()?;
         let epoch = value_epoch(&value)?;
-        let stride = || find_stride(&value, fingerprint_of(key)).ok().flatten();
         if epoch == self.value.epoch {
-            return stride();
+            return find_stride(value, fingerprint_of(key)).ok().flatten().map(Found::Pushed);
         }
         let (incoming, slots) = self.incoming.as_ref()?;
         if epoch != *incoming {
             return None;
         }
-        let stride = stride()?;
+        let stride = find_stride(value, fingerprint_of(key)).ok().flatten()?;
+        let stride = stride.read();
         let ours = |holder: &Holder| Some(Holder { slot: *slots.get(&holder.slot)?, ..*holder });
         let mut holders: Vec<Holder> = stride.holders.iter().filter_map(ours).collect();
         holders.sort_unstable();
         let ours = |(slot, tokens): &(u16, u32)| Some((*slots.get(slot)?, *tokens));
-        let resumes = stride.resumes.iter().filter_map(ours).collect();
-        Some(Stride { tokens: stride.tokens, holders, resumes })
+        let mut resumes: Vec<(u16, u32)> = stride.resumes.iter().filter_map(ours).collect();
+        resumes.sort_unstable();
+        Some(Found::Translated(Stride { tokens: stride.tokens, holders, resumes }))
     }
 }

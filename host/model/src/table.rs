@@ -45,6 +45,7 @@ impl TokenTable {
     }
 
     /// The bytes `id` stands for; `None` for an id that is no token of this tokenizer.
+    #[inline]
     pub fn bytes(&self, id: u32) -> Option<&[u8]> {
         let slot = usize::try_from(id).ok()?;
         let (start, end) = (*self.starts.get(slot)?, *self.starts.get(slot + 1)?);

@@ -1,6 +1,6 @@
 //! The index: events in, dirty buckets out.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 
 use feed::{BucketEntry, BucketWriter};
@@ -14,11 +14,13 @@ use crate::node::{Arena, EngineHash, NodeId, Reach};
 use crate::parked::Parked;
 use crate::strides::{StrideEntry, StrideTable};
 
+mod batch;
 mod names;
 mod tree;
 mod types;
 mod windows;
 
+use batch::InBatch;
 use names::Names;
 pub use types::{IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier};
 
@@ -38,7 +40,7 @@ struct Endpoint {
     /// Blocks it may hold here at most.
     max_blocks: Option<usize>,
     /// Hashes stored since the batch began.
-    in_batch: HashSet<EngineHash>,
+    in_batch: InBatch,
 }
 
 /// See the crate's documentation.
@@ -47,7 +49,8 @@ pub struct Index {
     nodes: Arena,
     /// First nodes of chains by namespace.
     roots: HashMap<(Option<String>, Option<String>), NodeId>,
-    /// Nodes by (parent, content); a chain's start has its namespace's root as parent.
+    /// Nodes by (parent, content) where the parent has many children: a chain's start has its
+    /// namespace's root as parent, and a system prompt goes on as many chats.
     children: HashTable<NodeId>,
     strides: StrideTable,
     endpoints: Vec<Endpoint>,
@@ -190,6 +193,9 @@ impl Index {
             },
         };
         self.attach(slot, parent, blocks, &bytes_of);
+        if self.endpoints[usize::from(slot)].parked.blocks() == 0 {
+            return;
+        }
         // What waited for these blocks, and then for what that brought.
         let mut arrived: VecDeque<EngineHash> = blocks.hashes.iter().copied().collect();
         while self.endpoints[usize::from(slot)].parked.blocks() > 0
@@ -231,10 +237,10 @@ impl Index {
         }
     }
 
-    fn is_report(&self, slot: u16, blocks: &StoredBlocks<'_>) -> bool {
+    fn is_report(&mut self, slot: u16, blocks: &StoredBlocks<'_>) -> bool {
         let is_known = |hash: &EngineHash| {
             self.copies(slot, *hash).is_some_and(|(gpu, _)| gpu > 0)
-                && !self.endpoints[usize::from(slot)].in_batch.contains(hash)
+                && !self.endpoints[usize::from(slot)].in_batch.contains(*hash)
         };
         blocks.parent.is_none()
             && blocks.tier == Tier::Gpu

@@ -55,6 +55,7 @@ pub(crate) struct Node {
     pub(crate) parent: NodeId,
     pub(crate) first_child: NodeId,
     pub(crate) next_sibling: NodeId,
+    pub(crate) prev_sibling: NodeId,
     /// Tokens from the root to this block's end.
     pub(crate) tokens: u32,
     /// Where the bytes after the last full stride are, in the class of their length.
@@ -66,6 +67,8 @@ pub(crate) struct Node {
     pub(crate) is_foreign: bool,
     /// Waits in the list of lost nodes.
     pub(crate) is_retained: bool,
+    /// Its children are in the table of children, because a walk would take long.
+    pub(crate) has_many_children: bool,
 }
 
 impl Node {
@@ -118,12 +121,14 @@ impl Arena {
             parent: new.parent,
             first_child: NIL,
             next_sibling: new.next_sibling,
+            prev_sibling: NIL,
             tokens: new.tokens,
             tail: self.tails.insert(tail),
             tail_len: tail.len() as u8,
             is_text: new.chain.is_some(),
             is_foreign: false,
             is_retained: false,
+            has_many_children: false,
         };
         match self.free.pop() {
             Some(id) => {

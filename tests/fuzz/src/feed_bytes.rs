@@ -4,6 +4,7 @@ use feed::{
     Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Table, WorkerRow,
     find_stride, value_epoch,
 };
+use prefix::Listed;
 
 /// Every decoder is offered the bytes; what one accepts it must accept again as it writes it.
 pub fn decode(bytes: &[u8]) {
@@ -11,9 +12,11 @@ pub fn decode(bytes: &[u8]) {
         assert!(batch.entries.len() <= bytes.len());
     }
     if let Some((fingerprint, bucket)) = bytes.split_first_chunk() {
-        let _ = find_stride(bucket, u32::from_le_bytes(*fingerprint));
+        if let Ok(Some(stride)) = find_stride(bucket, u32::from_le_bytes(*fingerprint)) {
+            assert!(stride.read().holders.len() <= bucket.len());
+        }
     }
-    let _ = (find_stride(bytes, 0), Key::parse_writable(bytes), value_epoch(bytes));
+    let _ = (find_stride(bytes, 0).is_ok(), Key::parse_writable(bytes), value_epoch(bytes));
     again(bytes, Ack::decode, Ack::encode);
     again(bytes, Features::decode, Features::encode);
     let _ = Head::decode(bytes);

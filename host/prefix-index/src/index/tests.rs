@@ -242,7 +242,12 @@ fn ten_thousand_chats_behind_one_system_prompt_fit_their_buckets() {
     let buckets = (chats * turn as u32 / 16).next_power_of_two();
     let mut index =
         Index::new(IndexConfig { bucket_count: buckets, max_strides: 1 << 20, ..config() });
-    index.add_endpoint();
+    // All hold the system prompt, each its share of the chats.
+    let endpoints = 64;
+    for _ in 0..endpoints {
+        index.add_endpoint();
+    }
+    let slot_of = |chat: u32| (chat % endpoints) as u16;
     let words: Vec<[u8; 4]> = (0..65_536u32).map(u32::to_le_bytes).collect();
     let of = |id: u32| words.get(id as usize).map(|word| &word[..]);
     let hashes = |chat: u32| -> Vec<EngineHash> {
@@ -260,12 +265,14 @@ fn ten_thousand_chats_behind_one_system_prompt_fit_their_buckets() {
         (0..(system + turn) * 16).map(token).collect()
     };
     for chat in 0..chats {
-        index.begin_batch(0);
-        index.store(0, &blocks(&hashes(chat), &tokens(chat), 16), 0, of);
+        index.begin_batch(slot_of(chat));
+        index.store(slot_of(chat), &blocks(&hashes(chat), &tokens(chat), 16), 0, of);
     }
+    let mut values = Vec::new();
     for bucket in 0..buckets {
         let (value, dropped) = index.encode_bucket(bucket, 1);
         assert!(dropped == 0 && value.len() < 2048, "bucket {bucket} has {} bytes", value.len());
+        values.push(value);
     }
     for chat in [0, 1, 5_000, chats - 1] {
         let text: Vec<u8> = tokens(chat).iter().flat_map(|id| words[*id as usize]).collect();
@@ -273,9 +280,15 @@ fn ten_thousand_chats_behind_one_system_prompt_fit_their_buckets() {
         let mut gets = 0;
         let found = prefix::match_prefix(&keys, 64, |key| {
             gets += 1;
-            index.stride(key)
+            let value = &values[prefix::bucket_of(key, buckets) as usize];
+            feed::find_stride(value, prefix::fingerprint_of(key)).unwrap()
         });
-        assert_eq!(found[0].1.gpu.0 as usize, system + turn);
+        let depths: Vec<(u16, usize)> =
+            found.iter().map(|(slot, depths)| (*slot, depths.gpu.0 as usize)).collect();
+        let depth = |slot| if slot == slot_of(chat) { system + turn } else { system };
+        let expected: Vec<(u16, usize)> =
+            (0..endpoints as u16).map(|slot| (slot, depth(slot))).collect();
+        assert_eq!(depths, expected);
         assert!(gets <= 20, "{gets} gets");
     }
 }

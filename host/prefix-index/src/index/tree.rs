@@ -2,11 +2,15 @@
 
 use std::hash::BuildHasher;
 
-use prefix::{KeyChain, StrideKey};
+use prefix::{KeyChain, STRIDE_BYTES, StrideKey};
 use smallvec::SmallVec;
 
 use super::{Index, KeySpace, MAX_RETAINED, Presence, Tier};
 use crate::node::{EngineHash, Held, NIL, NewNode, NodeId, Reach};
+
+/// Children that are looked for one after the other. Nearly all nodes have one; those of more are
+/// in a table. Tests come by the table sooner.
+const FEW_CHILDREN: usize = if cfg!(test) { 2 } else { 8 };
 
 impl Index {
     pub(super) fn root(&mut self, lora: Option<&str>, salt: Option<&str>) -> NodeId {
@@ -38,15 +42,10 @@ impl Index {
         bytes_of: &impl Fn(u32) -> Option<&'t [u8]>,
     ) -> NodeId {
         let content = self.hasher.hash_one((tokens, beyond_text));
-        let place = self.place(parent, content);
-        let is_same = |id: &NodeId| {
-            self.nodes.get(*id).is_some_and(|n| n.parent == parent && n.content == content)
-        };
-        if let Some(node) = self.children.find(place, is_same) {
-            return *node;
+        if let Some(node) = self.find_child(parent, content) {
+            return node;
         }
-        let (start, sibling) =
-            self.nodes.get(parent).map_or((0, NIL), |node| (node.tokens, node.first_child));
+        let start = self.nodes.get(parent).map_or(0, |node| node.tokens);
         let mut strides: SmallVec<[(StrideKey, u32); 4]> = SmallVec::new();
         let chain = match self.nodes.chain(parent) {
             Some(chain) if beyond_text == 0 => {
@@ -58,25 +57,75 @@ impl Index {
             self.stats.dropped_strides += strides.len() as u64;
             strides.clear();
         }
-        let id = self.nodes.insert(NewNode {
-            parent,
-            next_sibling: sibling,
-            content,
-            chain,
-            tokens: start + tokens.len() as u32,
-            strides: strides.iter().map(|(key, _)| *key).collect(),
-        });
-        if let Some(node) = self.nodes.get_mut(parent) {
-            node.first_child = id;
-        }
-        let (nodes, hasher) = (&self.nodes, &self.hasher);
-        self.children.insert_unique(place, id, |id| {
-            nodes.get(*id).map_or(0, |node| hasher.hash_one((node.parent, node.content)))
-        });
+        let keys = strides.iter().map(|(key, _)| *key).collect();
+        let id = self.insert_child(parent, content, chain, start + tokens.len() as u32, keys);
         for (key, tokens) in strides {
             self.strides.insert(key, tokens, id);
         }
         id
+    }
+
+    pub(super) fn find_child(&self, parent: NodeId, content: u64) -> Option<NodeId> {
+        let parent_node = self.nodes.get(parent)?;
+        if parent_node.has_many_children {
+            let is_same = |id: &NodeId| {
+                self.nodes.get(*id).is_some_and(|n| n.parent == parent && n.content == content)
+            };
+            return self.children.find(self.place(parent, content), is_same).copied();
+        }
+        let mut id = parent_node.first_child;
+        while let Some(node) = self.nodes.get(id) {
+            if node.content == content {
+                return Some(id);
+            }
+            id = node.next_sibling;
+        }
+        None
+    }
+
+    /// A node that is none yet, first among its siblings; its strides are the caller's to list.
+    pub(super) fn insert_child(
+        &mut self,
+        parent: NodeId,
+        content: u64,
+        chain: Option<KeyChain>,
+        tokens: u32,
+        strides: SmallVec<[StrideKey; 1]>,
+    ) -> NodeId {
+        let next_sibling = self.nodes.get(parent).map_or(NIL, |node| node.first_child);
+        let id =
+            self.nodes.insert(NewNode { parent, next_sibling, content, chain, tokens, strides });
+        if let Some(next) = self.nodes.get_mut(next_sibling) {
+            next.prev_sibling = id;
+        }
+        let Some(node) = self.nodes.get_mut(parent) else { return id };
+        node.first_child = id;
+        if node.has_many_children {
+            self.insert_place(id);
+            return id;
+        }
+        let mut children: SmallVec<[NodeId; FEW_CHILDREN + 1]> = SmallVec::new();
+        let mut child = id;
+        while let Some(node) = self.nodes.get(child) {
+            children.push(child);
+            child = node.next_sibling;
+        }
+        if children.len() > FEW_CHILDREN {
+            children.into_iter().for_each(|child| self.insert_place(child));
+            if let Some(node) = self.nodes.get_mut(parent) {
+                node.has_many_children = true;
+            }
+        }
+        id
+    }
+
+    /// Puts a child into the table of children.
+    fn insert_place(&mut self, id: NodeId) {
+        let (nodes, hasher) = (&self.nodes, &self.hasher);
+        let place = |id: &NodeId| {
+            nodes.get(*id).map_or(0, |node| hasher.hash_one((node.parent, node.content)))
+        };
+        self.children.insert_unique(place(&id), id, place);
     }
 
     /// Hashes the block's text onto its chain. An id without bytes ends what can be listed.
@@ -88,29 +137,36 @@ impl Index {
         bytes_of: &impl Fn(u32) -> Option<&'t [u8]>,
         strides: &mut SmallVec<[(StrideKey, u32); 4]>,
     ) -> Option<KeyChain> {
-        for (before, token) in (start..).zip(tokens) {
-            let id_bytes = token.to_le_bytes();
-            let bytes = match self.config.key_space {
-                KeySpace::TokenIds => &id_bytes[..],
+        let mut text: SmallVec<[u8; 256]> = SmallVec::new();
+        // Where each token ends in the text.
+        let mut ends: SmallVec<[usize; 64]> = SmallVec::new();
+        let mut is_known = true;
+        for token in tokens {
+            match self.config.key_space {
+                KeySpace::TokenIds => text.extend_from_slice(&token.to_le_bytes()),
                 KeySpace::Text => match bytes_of(*token) {
-                    Some(bytes) => bytes,
+                    Some(bytes) => text.extend_from_slice(bytes),
                     None => {
                         self.stats.unknown_tokens += 1;
-                        return None;
+                        is_known = false;
+                        break;
                     }
                 },
-            };
-            let first = strides.len();
-            chain.push(&self.config.seed, bytes, |key| strides.push((key, before)));
-            // A stride that ends where the token ends has the token wholly before its end.
-            if chain.pending_bytes() == 0
-                && strides.len() > first
-                && let Some((_, tokens)) = strides.last_mut()
-            {
-                *tokens = before + 1;
             }
+            ends.push(text.len());
         }
-        Some(chain)
+        let mut end = STRIDE_BYTES - chain.pending_bytes();
+        let mut before = 0;
+        chain.push(&self.config.seed, &text, |key| {
+            while ends.get(before).is_some_and(|token| *token < end) {
+                before += 1;
+            }
+            // A token that ends where the stride does lies wholly before its end.
+            let is_whole = ends.get(before) == Some(&end);
+            strides.push((key, start + before as u32 + u32::from(is_whole)));
+            end += STRIDE_BYTES;
+        });
+        is_known.then_some(chain)
     }
 
     pub(super) fn hold(
@@ -123,7 +179,8 @@ impl Index {
     ) {
         let endpoint = &mut self.endpoints[usize::from(slot)];
         let presence = endpoint.presence;
-        let is_again = !endpoint.in_batch.insert(hash);
+        let is_again = is_report && endpoint.in_batch.contains(hash);
+        endpoint.in_batch.push(hash);
         if let Some(other) = endpoint.names.find(&self.nodes, slot, hash).filter(|o| *o != id) {
             // One hash, other content: the engine reuses the name, so the old content is gone.
             self.drop_held(slot, other);
@@ -160,7 +217,7 @@ impl Index {
         };
         self.endpoints[usize::from(slot)].held_blocks += usize::from(is_gained);
         if !is_named {
-            self.endpoints[usize::from(slot)].names.insert(&self.nodes, slot, hash, id);
+            self.endpoints[usize::from(slot)].names.insert(hash, id);
         }
         self.refresh(slot, id);
         if self.endpoints[usize::from(slot)].hybrid.is_some() {
@@ -259,7 +316,7 @@ impl Index {
             if node.is_held() || node.first_child != NIL || node.parent == NIL || node.is_retained {
                 return;
             }
-            let (parent, content, next) = (node.parent, node.content, node.next_sibling);
+            let (parent, content) = (node.parent, node.content);
             let held: SmallVec<[(u16, EngineHash); 4]> =
                 node.held.iter().map(|held| (held.slot, held.hash)).collect();
             for (slot, hash) in &held {
@@ -270,32 +327,31 @@ impl Index {
                 }
             }
             self.stats.held -= held.len();
-            let place = self.place(parent, content);
-            if let Ok(entry) = self.children.find_entry(place, |other| *other == id) {
-                entry.remove();
+            if self.nodes.get(parent).is_some_and(|parent| parent.has_many_children) {
+                let place = self.place(parent, content);
+                if let Ok(entry) = self.children.find_entry(place, |other| *other == id) {
+                    entry.remove();
+                }
             }
             let Some(node) = self.nodes.remove(id) else { return };
             for key in &node.strides {
                 self.strides.remove(*key, id);
             }
-            self.unlink(parent, id, next);
+            self.unlink(parent, node.prev_sibling, node.next_sibling);
             id = parent;
         }
     }
 
-    fn unlink(&mut self, parent: NodeId, id: NodeId, next: NodeId) {
-        let Some(node) = self.nodes.get_mut(parent) else { return };
-        if node.first_child == id {
-            node.first_child = next;
-            return;
+    /// Joins the siblings of a node that is gone.
+    fn unlink(&mut self, parent: NodeId, before: NodeId, after: NodeId) {
+        if let Some(node) = self.nodes.get_mut(after) {
+            node.prev_sibling = before;
         }
-        let mut at = node.first_child;
-        while let Some(node) = self.nodes.get_mut(at) {
-            if node.next_sibling == id {
-                node.next_sibling = next;
-                return;
-            }
-            at = node.next_sibling;
+        if let Some(node) = self.nodes.get_mut(before) {
+            node.next_sibling = after;
+        } else if let Some(node) = self.nodes.get_mut(parent) {
+            node.first_child = after;
+            node.has_many_children &= after != NIL;
         }
     }
 }
