@@ -8,6 +8,7 @@ mod doctor;
 mod engine_loss;
 mod feed_listener;
 mod gateway_restart;
+mod recovery;
 mod requests;
 mod sessions;
 mod startup;

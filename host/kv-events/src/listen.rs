@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
+use crate::cursor::Resume;
 use crate::follow::failed;
 use crate::message;
 use crate::source::{Count, Counters, SourceUpdate, Timing};
@@ -57,8 +58,15 @@ pub struct ListenUpdate {
     pub update: SourceUpdate,
 }
 
-/// Gives the replay endpoint of a publisher, if it has one. Asked at every connection.
-pub type ReplayOf = dyn Fn(&Topic) -> Option<String> + Send + Sync;
+/// What a listener's owner knows of publishers.
+pub trait Directory: Send + Sync {
+    /// The replay endpoint, if it has one. Asked at every connection.
+    fn replay(&self, topic: &Topic) -> Option<String>;
+
+    /// Where to take it up. Asked when the topic is met for the first time, and again after it was
+    /// dropped and is met anew: a place is given once.
+    fn resume(&self, topic: &Topic) -> Option<Resume>;
+}
 
 /// A bound socket. Publishers can connect; [`run`](Self::run) listens to them.
 pub struct EventListener {
@@ -77,10 +85,10 @@ pub async fn listen(
     config: ListenConfig,
     timing: Timing,
     counters: Arc<Counters>,
-    replay: Arc<ReplayOf>,
+    directory: Arc<dyn Directory>,
     updates: mpsc::Sender<ListenUpdate>,
 ) -> Result<(), ZmtpError> {
-    EventListener::bind(config).await?.run(timing, counters, replay, updates).await;
+    EventListener::bind(config).await?.run(timing, counters, directory, updates).await;
     Ok(())
 }
 
@@ -103,7 +111,7 @@ impl EventListener {
         self,
         timing: Timing,
         counters: Arc<Counters>,
-        replay: Arc<ReplayOf>,
+        directory: Arc<dyn Directory>,
         updates: mpsc::Sender<ListenUpdate>,
     ) {
         let hub = Arc::new(Hub {
@@ -113,7 +121,7 @@ impl EventListener {
             endpoint: self.endpoint,
             timing,
             counters,
-            replay,
+            directory,
             updates: updates.clone(),
         });
         let mut connections = JoinSet::new();
@@ -191,7 +199,7 @@ struct Hub {
     endpoint: String,
     timing: Timing,
     counters: Arc<Counters>,
-    replay: Arc<ReplayOf>,
+    directory: Arc<dyn Directory>,
     updates: mpsc::Sender<ListenUpdate>,
 }
 
@@ -250,8 +258,9 @@ impl Hub {
 
     fn start(&self, topic: Topic) -> Source {
         let (events, received) = mpsc::channel(READ_AHEAD);
-        let (timing, replay, updates) = (self.timing, self.replay.clone(), self.updates.clone());
-        let task = tokio::spawn(source::run(topic, received, timing, replay, updates));
+        let (timing, updates) = (self.timing, self.updates.clone());
+        let directory = self.directory.clone();
+        let task = tokio::spawn(source::run(topic, received, timing, directory, updates));
         Source { events, task, holder: Holder::None(u64::MAX) }
     }
 

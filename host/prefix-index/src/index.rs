@@ -14,11 +14,15 @@ use crate::node::{Arena, EngineHash, NodeId, Reach};
 use crate::parked::Parked;
 use crate::strides::{StrideEntry, StrideTable};
 
+mod export;
+mod import;
 mod names;
 mod tree;
 mod types;
 
+pub use import::Imported;
 use names::Names;
+use tree::ContentHasher;
 pub use types::{IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier};
 
 /// Nodes that nobody holds and that are kept for announcements by hash and for repeats.
@@ -51,6 +55,8 @@ pub struct Index {
     watchers: Vec<DirtySet>,
     retained: VecDeque<NodeId>,
     stats: IndexStats,
+    contents: ContentHasher,
+    /// Of the tables here, which no other process sees.
     hasher: RandomState,
 }
 
@@ -59,6 +65,7 @@ impl Index {
     pub fn new(config: IndexConfig) -> Self {
         Self {
             strides: StrideTable::new(config.bucket_count),
+            contents: ContentHasher::new(&config.seed),
             config,
             nodes: Arena::default(),
             roots: HashMap::new(),
@@ -339,9 +346,34 @@ impl Index {
 
     /// Applies a store of a windowed KV group.
     pub fn store_window(&mut self, slot: u16, group: u32, window: Window, hashes: &[EngineHash]) {
+        let endpoint = &mut self.endpoints[usize::from(slot)];
+        if endpoint.hybrid.is_none() {
+            // Where it can resume is said of all it holds from now on.
+            let held: Vec<NodeId> = endpoint.names.iter().collect();
+            held.into_iter().for_each(|id| self.mark_strides(id));
+        }
         let hybrid = self.endpoints[usize::from(slot)].hybrid.get_or_insert_default();
-        let news = hybrid.store(group, window, hashes);
-        self.refresh_resumes(slot, &news);
+        let is_new_rule = hybrid.set_window(group, window);
+        let news = hybrid.store(group, hashes);
+        match is_new_rule {
+            true => self.recompute_resumes(slot),
+            false => self.refresh_resumes(slot, &news),
+        }
+    }
+
+    /// For a change of the rules by which the endpoint resumes: every block's answer may be another.
+    fn recompute_resumes(&mut self, slot: u16) {
+        let endpoint = &mut self.endpoints[usize::from(slot)];
+        if endpoint.hybrid.is_none() {
+            return;
+        }
+        let mut held: Vec<NodeId> = endpoint.names.iter().collect();
+        // Parents come before their children, as they end at fewer tokens.
+        held.sort_unstable_by_key(|id| self.nodes.get(*id).map(|node| node.tokens));
+        let Some(hybrid) = &mut endpoint.hybrid else { return };
+        for id in hybrid.recompute(&self.nodes, slot, &held) {
+            self.mark_strides(id);
+        }
     }
 
     /// Applies removals of a windowed KV group; false when it is none that is known.

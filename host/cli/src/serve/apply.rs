@@ -1,6 +1,8 @@
 //! From an engine's events to the index.
 
-use kv_events::{BlockStored, EngineKey, KvEvent, SourceState as EventState, SourceUpdate};
+use kv_events::{
+    BlockStored, EngineKey, KvEvent, Position, SourceState as EventState, SourceUpdate,
+};
 use prefix_index::{EngineHash, StoredBlocks, Tier, Window};
 use routing::SourceState;
 
@@ -10,10 +12,12 @@ use crate::config::EngineKind;
 /// Applies one update of a source.
 pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
     match update {
-        SourceUpdate::Batch { batch, .. } => {
+        SourceUpdate::Batch { sequence, fingerprint, batch, .. } => {
             let mut live = scope.live();
             counters(&mut live, slot).batches += 1;
-            live.engines[usize::from(slot)].last_batch = Some(std::time::Instant::now());
+            let engine = &mut live.engines[usize::from(slot)];
+            engine.last_batch = Some(std::time::Instant::now());
+            engine.position = Some(Position { sequence, fingerprint });
             live.each().for_each(|index| index.begin_batch(slot));
             for event in &batch.events {
                 apply_event(scope, &mut live, slot, event);
@@ -30,19 +34,27 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
             let mut live = scope.live();
             live.each().for_each(|index| index.clear(slot, None));
             counters(&mut live, slot).resets += 1;
+            live.engines[usize::from(slot)].forget();
             drop(live);
             scope.changed();
         }
         SourceUpdate::State(state) => {
             let address = &scope.endpoints[usize::from(slot)].address;
             tracing::info!(endpoint = address, ?state, "prefix source");
-            scope.update(slot, |engine| engine.source = source_state(state));
+            scope.update(slot, |engine| {
+                engine.source = source_state(state);
+                if let EventState::Live { partial } = state {
+                    engine.is_partial = partial;
+                }
+            });
         }
-        SourceUpdate::Undecodable { sequence, error } => {
+        SourceUpdate::Undecodable { sequence, fingerprint, error } => {
             let address = &scope.endpoints[usize::from(slot)].address;
             tracing::warn!(endpoint = address, sequence, %error, "batch of events not understood");
             scope.update(slot, |engine| {
                 engine.counters.undecodable += 1;
+                engine.position = Some(Position { sequence, fingerprint });
+                engine.has_losses = true;
                 engine.source = SourceState::Degraded;
             });
         }
@@ -98,6 +110,7 @@ fn apply_event(scope: &Scope, live: &mut Live, slot: u16, event: &KvEvent) {
 
 fn degrade(live: &mut Live, slot: u16) {
     let engine = &mut live.engines[usize::from(slot)];
+    engine.has_losses = true;
     if engine.source == SourceState::Live {
         engine.source = SourceState::Degraded;
         live.load_version += 1;

@@ -10,6 +10,7 @@ mod gateway;
 mod page;
 mod scope;
 mod seed;
+mod snapshot;
 mod watch;
 
 use std::sync::Arc;
@@ -23,11 +24,13 @@ use tokio::task::JoinSet;
 use crate::config::{Config, FeedAddress};
 use gateway::GatewayFeed;
 use scope::Scope;
+pub use snapshot::PeerAddress;
 
 /// What the daemon's tasks share.
 pub(crate) struct Daemon {
     pub(crate) scopes: Vec<Arc<Scope>>,
     pub(crate) gateways: Vec<GatewayHandle>,
+    pub(crate) snapshots: Arc<snapshot::Record>,
 }
 
 /// One gateway as the status pages see it.
@@ -39,13 +42,17 @@ pub(crate) struct GatewayHandle {
 /// Longest wait for the last pushes when stopping.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the daemon until it is told to stop (SIGTERM, SIGINT).
+/// Runs the daemon until it is told to stop (SIGTERM, SIGINT). It starts from what `peers` know, if
+/// they answer, then from its own snapshot, then from what engines replay.
 ///
 /// # Errors
 /// When a model folder or seed cannot be read, the admin address cannot be bound, or a task dies.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> {
     let wakers: Vec<Arc<Notify>> = config.gateways.iter().map(|_| Arc::default()).collect();
     let scopes = scope::load(&config, &wakers)?;
+    let snapshots = Arc::new(snapshot::Record::default());
+    // Before anything is followed or fed: sources go on from what is restored.
+    tokio::task::block_in_place(|| snapshot::restore_all(&config, &scopes, &peers, &snapshots));
     let (stop, stopped) = watch_channel::channel(false);
     let mut pushers = JoinSet::new();
     let mut gateways = Vec::new();
@@ -65,7 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for scope in &scopes {
         scope.start_checks();
     }
-    let daemon = Arc::new(Daemon { scopes, gateways });
+    let daemon = Arc::new(Daemon { scopes, gateways, snapshots });
     let mut tasks = JoinSet::new();
     for scope in &daemon.scopes {
         watch::start(scope, &config.metrics, &mut tasks);
@@ -73,6 +80,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(endpoint) = &config.kv_events_listen {
         watch::listen(&daemon.scopes, endpoint, &mut tasks).await?;
     }
+    let disk = config.snapshot.as_ref().map(|kept| {
+        let disk = snapshot::Disk::new(&config.data_dir, &daemon.scopes, &daemon.snapshots);
+        tasks.spawn(Arc::clone(&disk).run(kept.interval));
+        disk
+    });
     let listener = tokio::net::TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("admin: bind {}", config.admin))?;
@@ -95,6 +107,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("a gateway did not take the last push in time");
     }
     tasks.shutdown().await;
+    if let Some(disk) = disk {
+        disk.write_apart().await;
+    }
     outcome
 }
 

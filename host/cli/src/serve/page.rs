@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use super::Daemon;
 use super::admin::source_name;
 use super::scope::Engine;
+use super::snapshot::Record;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -84,6 +85,7 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
             of_engine(&mut page, labels, engine);
         }
     }
+    of_snapshots(&mut page, &daemon.snapshots);
     for gateway in &daemon.gateways {
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
         of_gateway(&mut page, vec![("gateway", gateway.name.clone())], &status);
@@ -161,8 +163,30 @@ fn of_engine(page: &mut Page, mut labels: Labels, engine: &Engine) {
     }
     let help = "1 when the endpoint may be picked.";
     page.gauge("wasm_epp_endpoint_ready", help, &labels, i64::from(engine.load.is_ready));
+    if let Some(restored) = &engine.restored {
+        let help = "Blocks held when the endpoint was restored, while they are not void.";
+        let mut labels = labels.clone();
+        labels.push(("from", restored.origin.kind().to_owned()));
+        page.gauge("wasm_epp_restored_blocks", help, &labels, restored.blocks as i64);
+    }
     labels.push(("state", source_name(engine.source).to_owned()));
     page.gauge("wasm_epp_source_state", "1 for the state of the prefix source.", &labels, 1);
+}
+
+fn of_snapshots(page: &mut Page, record: &Record) {
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    for (name, help, counter) in [
+        ("wasm_epp_snapshots_written", "Snapshots written to disk.", &record.written),
+        ("wasm_epp_snapshot_write_failures", "Snapshots not written.", &record.failed),
+        ("wasm_epp_snapshots_served", "Snapshots given to peers.", &record.served),
+        ("wasm_epp_snapshots_refused", "Snapshots or parts not restored.", &record.refused),
+    ] {
+        page.counter(name, help, &Vec::new(), of(counter));
+    }
+    let help = "Size of the last snapshot taken.";
+    page.gauge("wasm_epp_snapshot_bytes", help, &Vec::new(), of(&record.bytes) as i64);
+    let help = "How long events waited for the last snapshot taken, in microseconds.";
+    page.gauge("wasm_epp_snapshot_pause_us", help, &Vec::new(), of(&record.pause_us) as i64);
 }
 
 fn of_gateway(page: &mut Page, mut labels: Labels, status: &GatewayStatus) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use canonical::Checker;
 use feed::{LoadRecord, MAX_SINGLETON_BYTES, ModelValue};
+use kv_events::{Position, Resume};
 use model::{ModelFolder, TokenTable};
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use routing::{Load, SourceState};
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::canonicality::{self, Asker, Checks};
 use super::seed;
+use super::snapshot::{Origin, digest_of};
 use crate::config::{Config, Endpoint, EngineKind, Model};
 
 /// Most strides per bucket when the index is full; at least half of it, as bucket counts are powers
@@ -32,7 +34,9 @@ pub(crate) struct Scope {
     pub(crate) model: Model,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) tokens: TokenTable,
-    seed: prefix::Seed,
+    /// Digest of `tokens`: with another table the same text is other tokens.
+    pub(crate) tokens_digest: [u8; 32],
+    pub(crate) seed: prefix::Seed,
     spec_json: Vec<u8>,
     bucket_count: u32,
     live: Mutex<Live>,
@@ -76,10 +80,40 @@ pub(crate) struct Engine {
     pub(crate) process_start: Option<f64>,
     /// Resets of the source when that process was first seen.
     pub(crate) resets_at_start: u64,
+    /// The last batch of its events that was applied, since its state was void.
+    pub(crate) position: Option<Position>,
+    /// Its source said that the start of its history is missing.
+    pub(crate) is_partial: bool,
+    /// Some of its events were not understood, since its state was void.
+    pub(crate) has_losses: bool,
+    /// Where its state was taken from, while that is not void.
+    pub(crate) restored: Option<Restored>,
     /// Scrapes that failed since the last good one.
     pub(crate) failures: u32,
     /// Why the last scrape failed.
     pub(crate) scrape_error: Option<String>,
+}
+
+/// State of an engine that another process has applied.
+#[derive(Clone, Debug)]
+pub(crate) struct Restored {
+    pub(crate) origin: Origin,
+    /// Blocks held in some tier.
+    pub(crate) blocks: usize,
+}
+
+impl Engine {
+    /// Its state is void: nothing of it can be gone on with.
+    pub(crate) fn forget(&mut self) {
+        (self.position, self.restored) = (None, None);
+        (self.is_partial, self.has_losses) = (false, false);
+    }
+
+    /// Where its source is taken up, if its state is another process's.
+    pub(crate) fn resume(&self) -> Option<Resume> {
+        let position = self.position.filter(|_| self.restored.is_some())?;
+        Some(Resume { position, partial: self.is_partial })
+    }
 }
 
 /// Counters of one engine.
@@ -153,6 +187,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 pool: pool.name.clone(),
                 model: model.clone(),
                 endpoints,
+                tokens_digest: digest_of(&folder.tokens),
                 tokens: folder.tokens,
                 seed: seed.clone(),
                 spec_json,

@@ -1,12 +1,14 @@
 //! The tasks that follow one engine: its events and its metrics.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use kv_events::trtllm::{self, TrtllmConfig};
-use kv_events::{EventListener, ListenConfig, SourceConfig, Timing, Topic, follow};
+use kv_events::{
+    Directory, EventListener, ListenConfig, Resume, SourceConfig, Timing, Topic, follow,
+};
 use pod_metrics::{EngineLoad, Scraper};
 use routing::Load;
 use tokio::sync::mpsc;
@@ -36,6 +38,7 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
                         endpoint: events.clone(),
                         replay: endpoint.replay.clone(),
                         topic: endpoint.topic.clone(),
+                        resume: scope.live().engines[usize::from(slot)].resume(),
                     };
                     tasks.spawn(follow(config, sender));
                 }
@@ -63,12 +66,8 @@ pub(crate) async fn listen(
         .with_context(|| format!("kvEventsListen: bind {endpoint}"))?;
     tracing::info!(endpoint = listener.endpoint(), "listening for KV events");
     let (sender, mut updates) = mpsc::channel(QUEUE);
-    let known = scopes.to_vec();
-    let replay = move |topic: &Topic| {
-        let (scope, slot) = endpoint_of(&known, topic)?;
-        scope.endpoints[usize::from(slot)].replay.clone()
-    };
-    tasks.spawn(listener.run(Timing::default(), Arc::default(), Arc::new(replay), sender));
+    let known = Arc::new(Known { scopes: scopes.to_vec(), resumed: Mutex::default() });
+    tasks.spawn(listener.run(Timing::default(), Arc::default(), known, sender));
     let scopes = scopes.to_vec();
     tasks.spawn(async move {
         let mut strangers = HashSet::new();
@@ -86,6 +85,28 @@ pub(crate) async fn listen(
         }
     });
     Ok(())
+}
+
+/// The endpoints, as the listener asks about them.
+struct Known {
+    scopes: Vec<Arc<Scope>>,
+    /// Those whose restored place was given already.
+    resumed: Mutex<HashSet<(u16, u16)>>,
+}
+
+impl Directory for Known {
+    fn replay(&self, topic: &Topic) -> Option<String> {
+        let (scope, slot) = endpoint_of(&self.scopes, topic)?;
+        scope.endpoints[usize::from(slot)].replay.clone()
+    }
+
+    fn resume(&self, topic: &Topic) -> Option<Resume> {
+        let (scope, slot) = endpoint_of(&self.scopes, topic)?;
+        let is_followed = scope.endpoints[usize::from(slot)].kv_events.is_some();
+        let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = !is_followed && resumed.insert((scope.number, slot));
+        scope.live().engines[usize::from(slot)].resume().filter(|_| is_first)
+    }
 }
 
 /// Topics that are reported as unknown, once each.
@@ -159,6 +180,7 @@ fn fence(scope: &Scope, slot: u16, load: &EngineLoad) {
             engine.resets_at_start = resets;
             if known.is_some() && !is_noticed {
                 engine.counters.fenced += 1;
+                engine.forget();
                 live.each().for_each(|index| index.clear(slot, None));
                 drop(live);
                 scope.changed();

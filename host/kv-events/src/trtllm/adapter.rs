@@ -132,7 +132,8 @@ impl Adapter {
         if let (Some((rank, sequence)), false) = (last, events.is_empty()) {
             // The list has no time.
             let batch = EventBatch { ts: 0.0, events, data_parallel_rank: rank };
-            taken.updates.push(SourceUpdate::Batch { sequence, batch, received_at });
+            let fingerprint = 0;
+            taken.updates.push(SourceUpdate::Batch { sequence, fingerprint, batch, received_at });
         }
     }
 

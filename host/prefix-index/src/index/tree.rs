@@ -1,12 +1,57 @@
 //! The content tree below the index: where blocks hang, who reaches them, when they go.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 
-use prefix::{KeyChain, StrideKey};
+use prefix::{KeyChain, STRIDE_BYTES, Seed, StrideKey};
+use siphasher::sip::{SipHasher13, SipHasher24};
 use smallvec::SmallVec;
 
 use super::{Index, KeySpace, MAX_RETAINED, Presence, Tier};
-use crate::node::{EngineHash, Held, NIL, NewNode, NodeId, Reach};
+use crate::node::{Arena, EngineHash, Held, NIL, NewNode, NodeId, Reach};
+
+/// Tells siblings apart by their tokens. Keyed by the pool's secret: the same in every process of
+/// the pool and in every build, so that a node of a snapshot and a later store of the same block
+/// are one node; and not to be foreseen by who chooses prompts.
+pub(super) struct ContentHasher {
+    keys: (u64, u64),
+}
+
+impl ContentHasher {
+    pub(super) fn new(seed: &Seed) -> Self {
+        let (key, rest) = seed.0.split_at(STRIDE_BYTES / 4);
+        let key = key.iter().fold(0u128, |key, byte| key << 8 | u128::from(*byte));
+        let derived = |label: &[u8]| {
+            let mut hasher = SipHasher24::new_with_keys((key >> 64) as u64, key as u64);
+            hasher.write(label);
+            hasher.write(rest);
+            hasher.finish()
+        };
+        Self { keys: (derived(b"block content 0"), derived(b"block content 1")) }
+    }
+
+    pub(super) fn hash(&self, tokens: &[u32], beyond_text: u64) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
+        hasher.write(&beyond_text.to_le_bytes());
+        let mut bytes = [0u8; 64];
+        for tokens in tokens.chunks(bytes.len() / 4) {
+            for (out, token) in bytes.chunks_exact_mut(4).zip(tokens) {
+                out.copy_from_slice(&token.to_le_bytes());
+            }
+            hasher.write(&bytes[..tokens.len() * 4]);
+        }
+        hasher.finish()
+    }
+}
+
+/// What is reached of a node, from what is reached of its parent.
+pub(super) fn reach_of(parent: Reach, held: &Held, is_foreign: bool) -> Reach {
+    match parent {
+        _ if is_foreign => Reach::No,
+        Reach::Gpu if held.gpu > 0 => Reach::Gpu,
+        Reach::Gpu | Reach::Any if held.is_held() => Reach::Any,
+        _ => Reach::No,
+    }
+}
 
 impl Index {
     pub(super) fn root(&mut self, lora: Option<&str>, salt: Option<&str>) -> NodeId {
@@ -37,16 +82,11 @@ impl Index {
         beyond_text: u64,
         bytes_of: &impl Fn(u32) -> Option<&'t [u8]>,
     ) -> NodeId {
-        let content = self.hasher.hash_one((tokens, beyond_text));
-        let place = self.place(parent, content);
-        let is_same = |id: &NodeId| {
-            self.nodes.get(*id).is_some_and(|n| n.parent == parent && n.content == content)
-        };
-        if let Some(node) = self.children.find(place, is_same) {
-            return *node;
+        let content = self.contents.hash(tokens, beyond_text);
+        if let Some(node) = self.find_child(parent, content) {
+            return node;
         }
-        let (start, sibling) =
-            self.nodes.get(parent).map_or((0, NIL), |node| (node.tokens, node.first_child));
+        let start = self.nodes.get(parent).map_or(0, |node| node.tokens);
         let mut strides: SmallVec<[(StrideKey, u32); 4]> = SmallVec::new();
         let chain = match self.nodes.chain(parent) {
             Some(chain) if beyond_text == 0 => {
@@ -58,24 +98,41 @@ impl Index {
             self.stats.dropped_strides += strides.len() as u64;
             strides.clear();
         }
-        let id = self.nodes.insert(NewNode {
-            parent,
-            next_sibling: sibling,
-            content,
-            chain,
-            tokens: start + tokens.len() as u32,
-            strides: strides.iter().map(|(key, _)| *key).collect(),
-        });
+        let keys = strides.iter().map(|(key, _)| *key).collect();
+        let id = self.insert_child(parent, content, chain, start + tokens.len() as u32, keys);
+        for (key, tokens) in strides {
+            self.strides.insert(key, tokens, id);
+        }
+        id
+    }
+
+    pub(super) fn find_child(&self, parent: NodeId, content: u64) -> Option<NodeId> {
+        let is_same = |id: &NodeId| {
+            self.nodes.get(*id).is_some_and(|n| n.parent == parent && n.content == content)
+        };
+        self.children.find(self.place(parent, content), is_same).copied()
+    }
+
+    /// A node that is none yet, first among its siblings; its strides are the caller's to list.
+    pub(super) fn insert_child(
+        &mut self,
+        parent: NodeId,
+        content: u64,
+        chain: Option<KeyChain>,
+        tokens: u32,
+        strides: SmallVec<[StrideKey; 1]>,
+    ) -> NodeId {
+        let next_sibling = self.nodes.get(parent).map_or(NIL, |node| node.first_child);
+        let new = NewNode { parent, next_sibling, content, chain, tokens, strides };
+        let id = self.nodes.insert(new);
         if let Some(node) = self.nodes.get_mut(parent) {
             node.first_child = id;
         }
+        let place = self.place(parent, content);
         let (nodes, hasher) = (&self.nodes, &self.hasher);
         self.children.insert_unique(place, id, |id| {
             nodes.get(*id).map_or(0, |node| hasher.hash_one((node.parent, node.content)))
         });
-        for (key, tokens) in strides {
-            self.strides.insert(key, tokens, id);
-        }
         id
     }
 
@@ -128,8 +185,15 @@ impl Index {
         };
         endpoint.in_batch.insert(hash);
         if let Some(other) = endpoint.names.find(&self.nodes, slot, hash).filter(|o| *o != id) {
-            // One hash, other content: the engine reuses the name, so the old content is gone.
+            // One hash, other content: the engine reuses the name, so the old content is gone. It
+            // may be all that hangs below this node, which must not go with it.
+            let keep = |nodes: &mut Arena, keep: bool| match nodes.get_mut(id) {
+                Some(node) => std::mem::replace(&mut node.is_retained, keep),
+                None => false,
+            };
+            let was_kept = keep(&mut self.nodes, true);
             self.drop_held(slot, other);
+            keep(&mut self.nodes, was_kept);
         }
         let Some(node) = self.nodes.get_mut(id) else { return };
         let at = node.held.iter().position(|held| held.slot == slot);
@@ -167,27 +231,27 @@ impl Index {
         }
     }
 
+    /// What `slot` reaches of a node or root.
+    pub(super) fn reach_at(&self, id: NodeId, slot: u16) -> Reach {
+        match self.nodes.get(id) {
+            // Roots are the sentinels without a parent: everyone reaches them.
+            Some(node) if node.parent == NIL => Reach::Gpu,
+            Some(node) => node.reach(slot),
+            None => Reach::No,
+        }
+    }
+
     /// Recomputes what `slot` reaches from `id` downwards, as far as something changes.
     pub(super) fn refresh(&mut self, slot: u16, id: NodeId) {
         let mut open: SmallVec<[NodeId; 8]> = SmallVec::from_slice(&[id]);
         while let Some(id) = open.pop() {
             let Some(node) = self.nodes.get(id) else { continue };
-            let parent = match self.nodes.get(node.parent) {
-                // Roots are the sentinels without a parent: everyone reaches them.
-                Some(parent) if parent.parent == NIL => Reach::Gpu,
-                Some(parent) => parent.reach(slot),
-                None => Reach::No,
-            };
+            let parent = self.reach_at(node.parent, slot);
             let is_foreign = node.is_foreign;
             let Some(held) = self.nodes.get_mut(id).and_then(|node| node.held_by_mut(slot)) else {
                 continue;
             };
-            let reach = match parent {
-                _ if is_foreign => Reach::No,
-                Reach::Gpu if held.gpu > 0 => Reach::Gpu,
-                Reach::Gpu | Reach::Any if held.gpu > 0 || held.offloaded > 0 => Reach::Any,
-                _ => Reach::No,
-            };
+            let reach = reach_of(parent, held, is_foreign);
             if std::mem::replace(&mut held.reach, reach) == reach {
                 continue;
             }
@@ -224,6 +288,9 @@ impl Index {
         if let Some(node) = self.nodes.get_mut(id) {
             node.held.retain(|held| held.slot != slot);
             self.stats.held -= 1;
+        }
+        if let Some(hybrid) = &mut self.endpoints[usize::from(slot)].hybrid {
+            hybrid.forget(id);
         }
         self.free_if_unused(id);
     }
