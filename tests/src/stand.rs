@@ -245,10 +245,57 @@ impl Stand {
 
     /// Starts the daemon.
     pub fn start_daemon(&mut self) -> Result<()> {
+        self.start_daemon_beside(&[])
+    }
+
+    /// Starts the daemon, to take what it can from its peers' admin addresses.
+    pub fn start_daemon_beside(&mut self, peers: &[SocketAddr]) -> Result<()> {
         let mut command = Command::new(wasm_epp()?);
         command.arg("serve").arg("--config").arg(self.config_file());
-        let log = self.folder.path().join("daemon.log");
-        self.daemon = Some(Process::start("wasm-epp serve", &mut command, &log)?);
+        for peer in peers {
+            command.arg("--peer").arg(peer.to_string());
+        }
+        self.daemon = Some(Process::start("wasm-epp serve", &mut command, &self.daemon_log())?);
+        Ok(())
+    }
+
+    /// The daemon's log.
+    pub fn daemon_log(&self) -> PathBuf {
+        self.folder.path().join("daemon.log")
+    }
+
+    /// The daemon's data folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Starts a second daemon for the same engines and gateway, with the first one's seeds and a
+    /// data folder of its own. Gives its admin address.
+    pub fn start_second_daemon(&self) -> Result<(Process, SocketAddr)> {
+        let admin = SocketAddr::from(([127, 0, 0, 1], port()?));
+        let (data, file) = (self.folder.path().join("data-2"), self.folder.path().join("2.yaml"));
+        std::fs::create_dir_all(data.join("seeds"))?;
+        for seed in std::fs::read_dir(self.data_dir().join("seeds"))? {
+            let seed = seed?;
+            std::fs::copy(seed.path(), data.join("seeds").join(seed.file_name()))?;
+        }
+        let first = format!("dataDir: data\nadmin: {}\n", self.daemon_admin);
+        let second = format!("dataDir: data-2\nadmin: {admin}\n");
+        std::fs::write(&file, self.config().replace(&first, &second))?;
+        let mut command = Command::new(wasm_epp()?);
+        command.arg("serve").arg("--config").arg(file);
+        let log = self.folder.path().join("daemon-2.log");
+        Ok((Process::start("second wasm-epp serve", &mut command, &log)?, admin))
+    }
+
+    /// Starts an engine again with its flags, once its process is gone. Its addresses are the same
+    /// if the flags say so.
+    pub fn restart_engine(&mut self, i: usize) -> Result<()> {
+        if let Some(process) = self.engines[i].process.take() {
+            process.kill();
+        }
+        let (model, options) = (&self.options.model, &self.options.engines[i]);
+        self.engines[i] = start_engine(model, options, self.folder.path(), i)?;
         Ok(())
     }
 

@@ -58,6 +58,9 @@ struct Serve {
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Admin address of another daemon of the pools, to start from what it knows; may be repeated
+    #[arg(long = "peer", value_name = "HOST:PORT")]
+    peers: Vec<serve::PeerAddress>,
 }
 
 #[derive(Args)]
@@ -95,7 +98,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Render(flags) => render(&flags),
         Command::Serve(flags) => {
             let config = load(&flags.config)?;
-            runtime()?.block_on(serve::run(config))
+            runtime()?.block_on(serve::run(config, flags.peers))
         }
         Command::Doctor(flags) => {
             let config = load(&flags.config)?;

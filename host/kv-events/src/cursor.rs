@@ -11,14 +11,14 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-use tokio::time::Instant;
-
 mod counts;
 mod recent;
+mod types;
 
 pub use counts::CursorCounts;
+pub(crate) use recent::fingerprint;
 use recent::{Recent, Seen};
+pub use types::{Action, Message, Position, ResetReason, Resume, SourceState};
 
 /// Attempts at a replay that bring nothing before it is given up.
 const REPLAY_ATTEMPTS: u32 = 2;
@@ -30,62 +30,6 @@ const BLIND_PROBES: u32 = 2;
 const PENDING_MESSAGES: usize = 4096;
 /// Their payloads, in bytes.
 const PENDING_BYTES: usize = 64 << 20;
-
-/// One batch of a publisher, not decoded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Number of the batch within the publisher's run.
-    pub sequence: u64,
-    /// MessagePack.
-    pub payload: Bytes,
-    /// Length of the payload if it was too long to be kept, of which `payload` is the beginning.
-    pub cut_from: Option<u64>,
-    /// When it was received.
-    pub received_at: Instant,
-}
-
-/// How current the knowledge about a source is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceState {
-    /// Not connected yet.
-    Connecting,
-    /// Connected; batches are missing and asked for.
-    Resyncing,
-    /// Every batch since the last reset was delivered.
-    Live {
-        /// The start of the history was not available.
-        partial: bool,
-    },
-    /// The connection is gone. What is known may be out of date.
-    Lost,
-}
-
-/// Why everything known of a source is void.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetReason {
-    /// The engine restarted with an empty cache.
-    Restart,
-    /// Batches are missing and cannot be had any more.
-    Gap,
-}
-
-/// What the owner of a [`Cursor`] must do, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Pass the batch on.
-    Deliver(Message),
-    /// Pass on that everything delivered so far is void.
-    Reset(ResetReason),
-    /// Pass on a change of state.
-    State(SourceState),
-    /// Ask the publisher for its batches from `from` on, and drop a replay in progress.
-    Replay {
-        /// First sequence number to ask for.
-        from: u64,
-    },
-    /// Rebuild the subscription: it is dead although nothing says so.
-    Reconnect,
-}
 
 /// State of one publisher. Feed it, then take the actions.
 #[derive(Debug)]
@@ -109,6 +53,9 @@ pub struct Cursor {
     replay_proven: bool,
     /// Connected again, and not yet sure that it is the same run.
     unverified: bool,
+    /// Taken up from another process, and nothing has shown yet that it is the same run without a
+    /// hole. Not live until then.
+    unproven: bool,
     failures: u32,
     blind_probes: u32,
     counts: CursorCounts,
@@ -147,12 +94,26 @@ impl Cursor {
             tried: None,
             replay_proven: false,
             unverified: false,
+            unproven: false,
             failures: 0,
             blind_probes: 0,
             counts: CursorCounts::default(),
             noted_gap: None,
             actions: VecDeque::new(),
         }
+    }
+
+    /// A publisher whose batches up to a position are applied already. That it is still the same
+    /// run is shown by a replay that begins with that batch, or, without replay, by the batch that
+    /// follows it; anything else voids what was applied.
+    pub fn resume(can_replay: bool, from: Resume) -> Self {
+        let mut cursor = Self::new(can_replay);
+        let Position { sequence, fingerprint } = from.position;
+        cursor.recent.push_fingerprint(sequence, fingerprint);
+        cursor.position = Some(sequence.saturating_add(1));
+        cursor.partial = from.partial;
+        cursor.unproven = true;
+        cursor
     }
 
     /// The publisher has a replay endpoint, or none any more. For between two connections.
@@ -210,7 +171,12 @@ impl Cursor {
         self.blind_probes = 0;
         let Some(replay) = &mut self.replay else {
             self.failures = 0;
-            return self.accept(message);
+            let was_unproven = self.unproven;
+            self.accept(message);
+            if was_unproven && !self.unproven && self.replay.is_none() {
+                self.set_state(SourceState::Live { partial: self.partial });
+            }
+            return;
         };
         if !replay.probe {
             return self.defer(message);
@@ -246,9 +212,10 @@ impl Cursor {
         match self.position {
             Some(position) if sequence < position => {
                 match self.recent.check(sequence, &message.payload) {
-                    Seen::Same | Seen::Forgotten => {
+                    seen @ (Seen::Same | Seen::Forgotten) => {
                         replay.accepted += 1;
                         self.unverified = false;
+                        self.unproven &= seen != Seen::Same;
                     }
                     Seen::Different => self.restart(None),
                 }
@@ -361,6 +328,9 @@ impl Cursor {
         if std::mem::take(&mut self.overflowed) {
             return self.request(false);
         }
+        if self.unproven {
+            return self.set_state(SourceState::Resyncing);
+        }
         let partial = self.partial || self.position.is_none();
         self.set_state(SourceState::Live { partial });
     }
@@ -369,7 +339,10 @@ impl Cursor {
     fn accept(&mut self, message: Message) {
         match self.position {
             None => self.jump(message),
-            Some(position) if message.sequence == position => self.deliver(message),
+            Some(position) if message.sequence == position => {
+                self.unproven = false;
+                self.deliver(message);
+            }
             Some(position) if message.sequence < position => {
                 if self.recent.check(message.sequence, &message.payload) != Seen::Same {
                     self.restart(Some(message));
@@ -423,6 +396,7 @@ impl Cursor {
         self.recent.clear();
         self.position = None;
         self.partial = false;
+        self.unproven = false;
         self.tried = None;
         self.noted_gap = None;
     }

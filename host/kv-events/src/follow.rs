@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use crate::cursor::{Cursor, Message, SourceState};
+use crate::cursor::{Cursor, Message, Resume, SourceState};
 use crate::message;
 use crate::session::{Closed, Live, Updates, pass_on, session};
 use crate::source::{Count, Counters, SourceUpdate, Timing};
 use crate::zmtp::{Connection, Role, ZmtpError};
 
 /// One publisher: an engine, or one data-parallel rank of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceConfig {
     /// `tcp://HOST:PORT` or `ipc://PATH` of the PUB socket.
     pub endpoint: String,
@@ -21,6 +21,8 @@ pub struct SourceConfig {
     pub replay: Option<String>,
     /// Prefix of the topics to subscribe to; empty for all.
     pub topic: String,
+    /// Where to take it up; `None` to start from its history.
+    pub resume: Option<Resume>,
 }
 
 /// First pause between two attempts to connect.
@@ -56,7 +58,10 @@ async fn run(
     counters: &Counters,
     updates: &mpsc::Sender<SourceUpdate>,
 ) -> Result<Never, Closed> {
-    let mut cursor = Cursor::new(config.replay.is_some());
+    let mut cursor = match config.resume {
+        Some(resume) => Cursor::resume(config.replay.is_some(), resume),
+        None => Cursor::new(config.replay.is_some()),
+    };
     let mut backoff = MIN_BACKOFF;
     Updates::send(updates, SourceUpdate::State(SourceState::Connecting)).await?;
     loop {

@@ -23,11 +23,13 @@ mod topic;
 pub mod trtllm;
 pub mod zmtp;
 
-pub use cursor::{Action, Cursor, CursorCounts, Message, ResetReason, SourceState};
+pub use cursor::{
+    Action, Cursor, CursorCounts, Message, Position, ResetReason, Resume, SourceState,
+};
 pub use decode::{DecodeError, MAX_BATCH_EVENTS, MAX_FRAME_BYTES, decode};
 pub use event::{BlockRemoved, BlockStored, EngineKey, EventBatch, ExtraKeys, KvEvent};
 pub use follow::{SourceConfig, follow, follow_with};
-pub use listen::{CountersOf, EventListener, ListenConfig, ListenUpdate, ReplayOf, listen};
+pub use listen::{CountersOf, Directory, EventListener, ListenConfig, ListenUpdate, listen};
 pub use release::{Encoding, Releases};
 pub use source::{Counters, Counts, SourceUpdate, Timing};
 pub use topic::Topic;

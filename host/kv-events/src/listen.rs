@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
+use crate::cursor::Resume;
 use crate::follow::failed;
 use crate::message;
 use crate::source::{Count, Counters, SourceUpdate, Timing};
@@ -57,8 +58,15 @@ pub struct ListenUpdate {
     pub update: SourceUpdate,
 }
 
-/// Gives the replay endpoint of a publisher, if it has one. Asked at every connection.
-pub type ReplayOf = dyn Fn(&Topic) -> Option<String> + Send + Sync;
+/// What a listener's owner knows of publishers.
+pub trait Directory: Send + Sync {
+    /// The replay endpoint, if it has one. Asked at every connection.
+    fn replay(&self, topic: &Topic) -> Option<String>;
+
+    /// Where to take it up. Asked when the topic is met for the first time, and again after it was
+    /// dropped and is met anew: a place is given once.
+    fn resume(&self, topic: &Topic) -> Option<Resume>;
+}
 
 /// Gives the counters of a publisher, if it has its own. Asked when the publisher is first heard.
 pub type CountersOf = dyn Fn(&Topic) -> Option<Arc<Counters>> + Send + Sync;
@@ -81,10 +89,10 @@ pub async fn listen(
     config: ListenConfig,
     timing: Timing,
     counters: Arc<Counters>,
-    replay: Arc<ReplayOf>,
+    directory: Arc<dyn Directory>,
     updates: mpsc::Sender<ListenUpdate>,
 ) -> Result<(), ZmtpError> {
-    EventListener::bind(config).await?.run(timing, counters, replay, updates).await;
+    EventListener::bind(config).await?.run(timing, counters, directory, updates).await;
     Ok(())
 }
 
@@ -114,7 +122,7 @@ impl EventListener {
         self,
         timing: Timing,
         counters: Arc<Counters>,
-        replay: Arc<ReplayOf>,
+        directory: Arc<dyn Directory>,
         updates: mpsc::Sender<ListenUpdate>,
     ) {
         let hub = Arc::new(Hub {
@@ -125,7 +133,7 @@ impl EventListener {
             timing,
             counters,
             counters_of: self.counters_of,
-            replay,
+            directory,
             updates: updates.clone(),
         });
         let mut connections = JoinSet::new();
@@ -204,7 +212,7 @@ struct Hub {
     timing: Timing,
     counters: Arc<Counters>,
     counters_of: Option<Arc<CountersOf>>,
-    replay: Arc<ReplayOf>,
+    directory: Arc<dyn Directory>,
     updates: mpsc::Sender<ListenUpdate>,
 }
 
@@ -266,9 +274,10 @@ impl Hub {
         let (events, received) = mpsc::channel(READ_AHEAD);
         let own = self.counters_of.as_ref().and_then(|of| of(&topic));
         let counters = own.unwrap_or_else(|| self.counters.clone());
-        let (timing, replay, updates) = (self.timing, self.replay.clone(), self.updates.clone());
+        let (timing, updates) = (self.timing, self.updates.clone());
+        let directory = self.directory.clone();
         let counting = counters.clone();
-        let task = tokio::spawn(source::run(topic, received, timing, counting, replay, updates));
+        let task = tokio::spawn(source::run(topic, received, timing, counting, directory, updates));
         Source { events, counters, task, holder: Holder::None(u64::MAX) }
     }
 

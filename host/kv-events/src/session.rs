@@ -5,7 +5,7 @@ use std::future::Future;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::cursor::{Action, Cursor, Message};
+use crate::cursor::{Action, Cursor, Message, fingerprint};
 use crate::decode::{DecodeError, decode};
 use crate::replay::{Replay, ReplayEvent};
 use crate::source::{Counters, SourceUpdate, Timing};
@@ -136,8 +136,9 @@ fn decoded(message: Message) -> SourceUpdate {
         }
         None => decode(&payload),
     };
+    let fingerprint = fingerprint(&payload);
     match batch {
-        Ok(batch) => SourceUpdate::Batch { sequence, batch, received_at },
-        Err(error) => SourceUpdate::Undecodable { sequence, error },
+        Ok(batch) => SourceUpdate::Batch { sequence, fingerprint, batch, received_at },
+        Err(error) => SourceUpdate::Undecodable { sequence, fingerprint, error },
     }
 }

@@ -16,6 +16,9 @@ pub enum SourceUpdate {
     Batch {
         /// Number of the batch within the engine's run.
         sequence: u64,
+        /// Tells the batch from one of the same number of another run: with `sequence` it is the
+        /// [`Position`](crate::Position) after the batch. Zero where a source cannot be taken up.
+        fingerprint: u64,
         /// The events.
         batch: EventBatch,
         /// When the message was received, replayed ones included.
@@ -32,6 +35,8 @@ pub enum SourceUpdate {
     Undecodable {
         /// Number of the batch.
         sequence: u64,
+        /// As in [`Batch`](Self::Batch).
+        fingerprint: u64,
         /// What is wrong with it.
         error: DecodeError,
     },

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_events::{EventListener, ListenConfig, SourceConfig, SourceUpdate, Timing, Topic, follow};
+use kv_events::{
+    Directory, EventListener, ListenConfig, Resume, SourceConfig, SourceUpdate, Timing, Topic,
+    follow,
+};
 use tokio::sync::mpsc;
 use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
 
@@ -44,12 +47,25 @@ async fn a_publisher_of_zmtp_3_0_is_followed() {
         let bound = socket.bind(if endpoint == "ipc" { &ipc } else { endpoint }).await;
         let endpoint = bound.expect("bound").to_string();
         let (sender, mut updates) = mpsc::channel(16);
-        let config = SourceConfig { endpoint, replay: None, topic: "kv@".to_owned() };
+        let config = SourceConfig { endpoint, replay: None, topic: "kv@".to_owned(), resume: None };
         tokio::spawn(follow(config, sender));
         publish_until(&mut socket, &mut updates, |update| {
             matches!(update, SourceUpdate::Batch { .. })
         })
         .await;
+    }
+}
+
+/// Nothing is known of any publisher.
+struct Nothing;
+
+impl Directory for Nothing {
+    fn replay(&self, _: &Topic) -> Option<String> {
+        None
+    }
+
+    fn resume(&self, _: &Topic) -> Option<Resume> {
+        None
     }
 }
 
@@ -60,8 +76,7 @@ async fn a_publisher_of_zmtp_3_0_may_connect() {
     let mut socket = PubSocket::new();
     let endpoint = listener.endpoint().to_owned();
     let (sender, mut updates) = mpsc::channel(16);
-    let replay = Arc::new(|_: &Topic| None);
-    tokio::spawn(listener.run(Timing::default(), Arc::default(), replay, sender));
+    tokio::spawn(listener.run(Timing::default(), Arc::default(), Arc::new(Nothing), sender));
     socket.connect(&endpoint).await.expect("connected");
     publish_until(&mut socket, &mut updates, |update| {
         assert_eq!(update.topic.to_string(), "kv@a@m");

@@ -45,13 +45,14 @@ impl Window {
     }
 }
 
+/// A windowed KV group.
 #[derive(Debug)]
-struct Group {
-    number: u32,
-    window: Window,
+pub(crate) struct Group {
+    pub(crate) number: u32,
+    pub(crate) window: Window,
     /// Tokens per block; 0 while unknown, and then taken for those of full attention.
-    block_tokens: u32,
-    copies: HashMap<EngineHash, u16>,
+    pub(crate) block_tokens: u32,
+    pub(crate) copies: HashMap<EngineHash, u16>,
 }
 
 impl Group {
@@ -94,34 +95,29 @@ impl Hybrid {
         self.groups.iter().all(|group| group.is_clear(self.full_block))
     }
 
-    /// How many groups can be followed.
-    pub(crate) fn clear_count(&self) -> usize {
-        self.clear_groups().count()
-    }
-
     fn clear_groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter().filter(|group| group.is_clear(self.full_block))
     }
 
-    /// Counts a copy of each hash; returns those that were not held in this group before.
-    pub(crate) fn store(
-        &mut self,
-        number: u32,
-        window: Window,
-        block_tokens: u32,
-        hashes: &[EngineHash],
-    ) -> Vec<EngineHash> {
-        let at = self.groups.iter().position(|group| group.number == number);
-        let at = at.unwrap_or_else(|| {
+    /// Takes what a group's store says of the group; true when it says something else than before.
+    pub(crate) fn set_window(&mut self, number: u32, window: Window, block_tokens: u32) -> bool {
+        let Some(group) = self.groups.iter_mut().find(|group| group.number == number) else {
             self.groups.push(Group { number, window, block_tokens, copies: HashMap::new() });
-            self.groups.len() - 1
-        });
-        let group = &mut self.groups[at];
-        group.window = window;
-        if block_tokens > 0 {
-            group.block_tokens = block_tokens;
-        }
+            return true;
+        };
+        // An unknown size says nothing against a known one.
+        let block_tokens = if block_tokens > 0 { block_tokens } else { group.block_tokens };
+        let is_other = (group.window, group.block_tokens) != (window, block_tokens);
+        (group.window, group.block_tokens) = (window, block_tokens);
+        is_other
+    }
+
+    /// Counts a copy of each hash; returns those that were not held in this group before.
+    pub(crate) fn store(&mut self, number: u32, hashes: &[EngineHash]) -> Vec<EngineHash> {
         let mut news = Vec::new();
+        let Some(group) = self.groups.iter_mut().find(|group| group.number == number) else {
+            return news;
+        };
         for hash in hashes {
             let copies = group.copies.entry(*hash).or_insert(0);
             if *copies == 0 {
@@ -130,6 +126,16 @@ impl Hybrid {
             *copies = copies.saturating_add(1);
         }
         news
+    }
+
+    /// In order of announcement.
+    pub(crate) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Groups without resume points yet: [`recompute`](Self::recompute) finds them.
+    pub(crate) fn of_groups(groups: Vec<Group>, full_block: u32) -> Self {
+        Self { groups, full_block, ..Self::default() }
     }
 
     /// Takes a copy of each hash; `None` when the group is not known, else those that are gone.
@@ -173,6 +179,37 @@ impl Hybrid {
         })
     }
 
+    /// Recomputes the resume points of `ids`, parents first; returns the nodes whose strides say
+    /// something else now.
+    pub(crate) fn recompute(&mut self, nodes: &Arena, slot: u16, ids: &[NodeId]) -> Vec<NodeId> {
+        let mut changed = Vec::new();
+        for id in ids {
+            if let Some(node) = nodes.get(*id)
+                && self.mark(nodes, slot, *id, node.parent)
+            {
+                changed.push(*id);
+            }
+        }
+        changed
+    }
+
+    /// Sets the mark of `id`; true when it is another than before.
+    fn mark(&mut self, nodes: &Arena, slot: u16, id: NodeId, parent: NodeId) -> bool {
+        // Only what it holds is marked, so that the mark goes when the name does.
+        let mark = match nodes.get(id).and_then(|node| node.held_by(slot)) {
+            Some(_) => Mark {
+                is_resume: self.can_resume(nodes, slot, id),
+                before: self.before(nodes, parent),
+            },
+            None => Mark::default(),
+        };
+        let was = match mark == Mark::default() {
+            true => self.marks.remove(&id),
+            false => self.marks.insert(id, mark),
+        };
+        mark != was.unwrap_or_default()
+    }
+
     /// Recomputes resume points from `id` downwards as far as they can have changed; returns the
     /// nodes whose strides say something else now.
     pub(crate) fn refresh(&mut self, nodes: &Arena, slot: u16, id: NodeId) -> Vec<NodeId> {
@@ -182,19 +219,11 @@ impl Hybrid {
         let mut open = vec![id];
         while let Some(id) = open.pop() {
             let Some(node) = nodes.get(id) else { continue };
-            let mark = Mark {
-                is_resume: self.can_resume(nodes, slot, id),
-                before: self.before(nodes, node.parent),
-            };
-            let was = self.marks.get(&id).copied().unwrap_or_default();
-            if mark != was {
+            let is_other = self.mark(nodes, slot, id, node.parent);
+            if is_other {
                 changed.push(id);
-                match mark == Mark::default() {
-                    true => self.marks.remove(&id),
-                    false => self.marks.insert(id, mark),
-                };
             }
-            if mark != was || node.tokens.saturating_sub(start) <= reach {
+            if is_other || node.tokens.saturating_sub(start) <= reach {
                 let mut child = node.first_child;
                 while let Some(next) = nodes.get(child) {
                     open.push(child);

@@ -15,13 +15,17 @@ use crate::parked::Parked;
 use crate::strides::{StrideEntry, StrideTable};
 
 mod batch;
+mod export;
+mod import;
 mod names;
 mod tree;
 mod types;
 mod windows;
 
 use batch::InBatch;
+pub use import::Imported;
 use names::Names;
+use tree::ContentHasher;
 pub use types::{IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier};
 
 /// Nodes that nobody holds and that are kept for announcements by hash and for repeats.
@@ -57,6 +61,8 @@ pub struct Index {
     watchers: Vec<DirtySet>,
     retained: VecDeque<NodeId>,
     stats: IndexStats,
+    contents: ContentHasher,
+    /// Of the tables here, which no other process sees.
     hasher: RandomState,
 }
 
@@ -65,6 +71,7 @@ impl Index {
     pub fn new(config: IndexConfig) -> Self {
         Self {
             strides: StrideTable::new(config.bucket_count),
+            contents: ContentHasher::new(&config.seed),
             config,
             nodes: Arena::default(),
             roots: HashMap::new(),

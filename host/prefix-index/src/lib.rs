@@ -11,7 +11,11 @@
 //! reaches a node that ends it. A store whose parent is not known has no position: it is *parked*,
 //! bounded and for a time, and attached when its parent comes. A node that nobody holds any more is
 //! *retained* for a while, because a block that moves to another tier is announced by hash alone.
+//!
+//! An index can be written down ([`Index::export`]) and merged into one of another process of the
+//! pool ([`Index::import`]), which then goes on as the first would have.
 
+mod codec;
 mod dirty;
 mod hybrid;
 mod index;
@@ -19,6 +23,9 @@ mod node;
 mod parked;
 mod strides;
 
+pub use codec::ImportError;
 pub use hybrid::Window;
-pub use index::{Index, IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier};
+pub use index::{
+    Imported, Index, IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier,
+};
 pub use node::EngineHash;

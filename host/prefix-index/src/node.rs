@@ -163,6 +163,11 @@ impl Arena {
         Some(KeyChain::resume(node.last_key, self.tails.get(node.tail, node.tail_len)))
     }
 
+    /// One more than the highest number of a node.
+    pub(crate) fn end(&self) -> usize {
+        self.nodes.len()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.nodes.len() - self.free.len()
     }

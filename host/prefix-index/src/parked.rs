@@ -1,6 +1,6 @@
 //! Stores whose parent is not known: they have no position yet, so they are never listed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::index::{Stored, Tier};
 use crate::node::EngineHash;
@@ -11,7 +11,8 @@ const MAX_PARKED_BLOCKS: usize = 16_384;
 /// One endpoint's parked stores.
 #[derive(Debug, Default)]
 pub(crate) struct Parked {
-    by_number: HashMap<u64, Stored>,
+    /// In order of arrival.
+    by_number: BTreeMap<u64, Stored>,
     by_parent: HashMap<EngineHash, Vec<u64>>,
     order: VecDeque<(u64, u64)>,
     next: u64,
@@ -85,6 +86,11 @@ impl Parked {
             self.drop(number);
         }
         true
+    }
+
+    /// In order of arrival, with the time.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Stored)> {
+        self.order.iter().filter_map(|(number, at_ms)| Some((*at_ms, self.by_number.get(number)?)))
     }
 
     pub(crate) fn blocks(&self) -> usize {

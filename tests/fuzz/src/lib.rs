@@ -6,13 +6,14 @@ pub mod feed_bytes;
 pub mod page;
 pub mod prompts;
 pub mod smoke;
+pub mod snapshots;
 pub mod tokenizer;
 
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("events", events::decode),
     ("framing", events::framing),
     ("trtllm", events::trtllm),
@@ -20,4 +21,5 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("tokenizer", tokenizer::load),
     ("feed", feed_bytes::decode),
     ("prompt", prompts::render),
+    ("snapshot", snapshots::read),
 ];

@@ -2,13 +2,16 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use super::address;
 use super::error::Refused;
-use super::raw::{Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting};
+use super::raw::{
+    Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting, RawSnapshot,
+};
 use super::{
     BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Metrics, Model,
-    ModelSource, Pool, Routing, SCORER_TYPES, Scorer,
+    ModelSource, Pool, Routing, SCORER_TYPES, Scorer, Snapshot,
 };
 
 /// Envoy's own names of its log levels.
@@ -46,6 +49,7 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
                 1_000,
             )?,
         },
+        snapshot: raw.snapshot.map(snapshot).transpose()?,
         routing: routing(raw.routing.unwrap_or_default())?,
         envoy,
         warnings,
@@ -65,6 +69,11 @@ fn replays_have_events(pools: &[Pool]) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+fn snapshot(raw: RawSnapshot) -> Result<Snapshot, Refused> {
+    let interval = within("snapshot.intervalSeconds", raw.interval_seconds, 1, 86_400)?;
+    Ok(Snapshot { interval: Duration::from_secs(interval) })
 }
 
 fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused> {

@@ -12,6 +12,7 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use address::FeedAddress;
 pub use error::ConfigError;
@@ -25,7 +26,7 @@ pub struct Config {
     pub file: PathBuf,
     /// Folder of the daemon's seeds and state.
     pub data_dir: PathBuf,
-    /// Where the daemon answers `/healthz`, `/readyz` and `/metrics`. Port 0 takes a free one.
+    /// Where the daemon answers `/healthz`, `/readyz`, `/metrics` and `/snapshot`. Port 0 takes a free one.
     pub admin: SocketAddr,
     /// Where engines that connect by themselves publish; topics `kv@POD@MODEL`.
     pub kv_events_listen: Option<String>,
@@ -35,6 +36,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// How engines are watched.
     pub metrics: Metrics,
+    /// What is kept on disk of the engines' state; `None` for nothing.
+    pub snapshot: Option<Snapshot>,
     /// How an endpoint is chosen.
     pub routing: Routing,
     /// What `render --gateway envoy` writes.
@@ -152,6 +155,13 @@ pub struct Metrics {
     pub timeout_ms: u64,
     /// Failed scrapes in a row after which an endpoint is down.
     pub down_after_failures: u32,
+}
+
+/// The daemon's own snapshot, in its data folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Time between two of them.
+    pub interval: Duration,
 }
 
 /// How an endpoint is chosen.

@@ -17,6 +17,7 @@ pub(super) struct Raw {
     pub(super) gateways: Option<Vec<RawGateway>>,
     pub(super) pools: Vec<RawPool>,
     pub(super) metrics: Option<RawMetrics>,
+    pub(super) snapshot: Option<RawSnapshot>,
     pub(super) routing: Option<RawRouting>,
     pub(super) envoy: Option<RawEnvoy>,
 }
@@ -79,6 +80,14 @@ impl Default for RawMetrics {
     fn default() -> Self {
         Self { interval_ms: 100, timeout_ms: 1_000, down_after_failures: 3 }
     }
+}
+
+/// Off unless the section is there.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawSnapshot {
+    #[serde(default = "default_snapshot_interval")]
+    pub(super) interval_seconds: i64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -144,6 +153,10 @@ fn default_data_dir() -> String {
 
 fn default_admin() -> String {
     "127.0.0.1:9400".to_owned()
+}
+
+fn default_snapshot_interval() -> i64 {
+    60
 }
 
 fn default_max_strides() -> i64 {

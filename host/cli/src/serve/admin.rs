@@ -1,6 +1,6 @@
-//! The daemon's own pages: `/healthz`, `/readyz`, `/metrics`.
+//! The daemon's own pages: `/healthz`, `/readyz`, `/metrics`, and `/snapshot` for its peers.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use axum::Router;
@@ -13,13 +13,14 @@ use routing::SourceState;
 use serde_json::{Value, json};
 
 use super::scope::Scope;
-use super::{Daemon, details, page};
+use super::{Daemon, details, page, snapshot};
 
 pub(crate) fn app(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/snapshot", get(|State(daemon)| snapshot::serve(daemon)))
         .with_state(daemon)
 }
 
@@ -78,7 +79,12 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
                 "event_batches": engine.counters.batches,
                 "last_batch_ms": engine.last_batch.map(|at| at.elapsed().as_millis() as u64),
                 "held_blocks": held_blocks,
+                "restored": engine.restored.as_ref().map(|restored| json!({
+                    "from": restored.origin.to_string(),
+                    "blocks": restored.blocks,
+                })),
                 "resets": engine.counters.resets(),
+                "fenced": engine.counters.fenced,
                 "undecodable": engine.counters.undecodable,
                 "other_groups": engine.counters.other_groups,
                 "error": engine.scrape_error,
@@ -89,10 +95,21 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
             endpoints.push(entry);
         }
     }
-    (
-        is_ready,
-        json!({ "ready": is_ready, "unchecked_blocks": unchecked, "gateways": gateways, "endpoints": endpoints }),
-    )
+    let record = &daemon.snapshots;
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let details = json!({
+        "ready": is_ready,
+        "unchecked_blocks": unchecked,
+        "gateways": gateways,
+        "endpoints": endpoints,
+        "snapshots": {
+            "written": count(&record.written),
+            "refused": count(&record.refused),
+            "failed": count(&record.failed),
+            "error": record.error(),
+        },
+    });
+    (is_ready, details)
 }
 
 pub(crate) fn source_name(source: SourceState) -> &'static str {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use kv_events::{
-    BlockRemoved, BlockStored, Encoding, EngineKey, EventBatch, KvEvent, ResetReason,
+    BlockRemoved, BlockStored, Encoding, EngineKey, EventBatch, KvEvent, Position, ResetReason,
     SourceState as EventState, SourceUpdate,
 };
 use prefix_index::{EngineHash, StoredBlocks, Tier, Window};
@@ -15,10 +15,12 @@ use crate::config::EngineKind;
 /// Applies one update of a source.
 pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
     match update {
-        SourceUpdate::Batch { batch, received_at, .. } => {
+        SourceUpdate::Batch { sequence, fingerprint, batch, received_at } => {
             let mut live = scope.live();
             let before = record(slot, &live.engines[usize::from(slot)]);
-            begin(&mut live.engines[usize::from(slot)], &batch);
+            let engine = &mut live.engines[usize::from(slot)];
+            engine.position = Some(Position { sequence, fingerprint });
+            begin(engine, &batch);
             live.each().for_each(|index| index.begin_batch(slot));
             for event in &batch.events {
                 apply_event(scope, &mut live, slot, event);
@@ -73,11 +75,12 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
                 }
             });
         }
-        SourceUpdate::Undecodable { sequence, error } => {
+        SourceUpdate::Undecodable { sequence, fingerprint, error } => {
             let address = &scope.endpoints[usize::from(slot)].address;
             tracing::warn!(endpoint = address, sequence, %error, "batch of events not understood");
             scope.update(slot, |engine| {
                 engine.counters.undecodable += 1;
+                engine.position = Some(Position { sequence, fingerprint });
                 engine.doubts.events = true;
             });
         }

@@ -12,6 +12,7 @@ mod lag;
 mod page;
 mod scope;
 mod seed;
+mod snapshot;
 mod spec;
 mod verify;
 mod watch;
@@ -27,6 +28,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, FeedAddress};
 use gateway::GatewayFeed;
 use scope::Scope;
+pub use snapshot::PeerAddress;
 
 /// What the daemon's tasks share.
 pub(crate) struct Daemon {
@@ -34,6 +36,7 @@ pub(crate) struct Daemon {
     pub(crate) gateways: Vec<GatewayHandle>,
     /// Of the listener for engines that connect, if there is one.
     pub(crate) listener: Option<Arc<watch::ListenerCounts>>,
+    pub(crate) snapshots: Arc<snapshot::Record>,
 }
 
 /// One gateway as the status pages see it.
@@ -46,13 +49,17 @@ pub(crate) struct GatewayHandle {
 /// Longest wait for the last pushes when stopping.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the daemon until it is told to stop (SIGTERM, SIGINT).
+/// Runs the daemon until it is told to stop (SIGTERM, SIGINT). It starts from what `peers` know, if
+/// they answer, then from its own snapshot, then from what engines replay.
 ///
 /// # Errors
 /// When a model folder or seed cannot be read, the admin address cannot be bound, or a task dies.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> {
     let wakers: Vec<Arc<Notify>> = config.gateways.iter().map(|_| Arc::default()).collect();
     let scopes = scope::load(&config, &wakers)?;
+    let snapshots = Arc::new(snapshot::Record::default());
+    // Before anything is followed or fed: sources go on from what is restored.
+    tokio::task::block_in_place(|| snapshot::restore_all(&config, &scopes, &peers, &snapshots));
     let (stop, stopped) = watch_channel::channel(false);
     let mut pushers = JoinSet::new();
     let mut gateways = Vec::new();
@@ -76,7 +83,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         scope.start_checks();
     }
     let listener = config.kv_events_listen.as_ref().map(|_| Arc::default());
-    let daemon = Arc::new(Daemon { scopes, gateways, listener });
+    let daemon = Arc::new(Daemon { scopes, gateways, listener, snapshots });
     let mut tasks = JoinSet::new();
     for scope in &daemon.scopes {
         watch::start(scope, &config.metrics, &mut tasks);
@@ -84,6 +91,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Some(endpoint), Some(counts)) = (&config.kv_events_listen, &daemon.listener) {
         watch::listen(&daemon.scopes, endpoint, counts, &mut tasks).await?;
     }
+    let disk = config.snapshot.as_ref().map(|kept| {
+        let disk = snapshot::Disk::new(&config.data_dir, &daemon.scopes, &daemon.snapshots);
+        tasks.spawn(Arc::clone(&disk).run(kept.interval));
+        disk
+    });
     let listener = tokio::net::TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("admin: bind {}", config.admin))?;
@@ -106,6 +118,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("a gateway did not take the last push in time");
     }
     tasks.shutdown().await;
+    if let Some(disk) = disk {
+        disk.write_apart().await;
+    }
     outcome
 }
 

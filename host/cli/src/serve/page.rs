@@ -20,6 +20,7 @@ use super::admin::source_name;
 use super::details::unchecked_ratio;
 use super::lag::{BOUNDS_S, GatewayLag, Lags, receive_lag_s};
 use super::scope::{Engine, Scope};
+use super::snapshot::Record;
 use super::spec::{self, Kind};
 use super::watch::ListenerCounts;
 
@@ -106,6 +107,7 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
     if let Some(listener) = &daemon.listener {
         of_listener(&mut page, listener);
     }
+    of_snapshots(&mut page, &daemon.snapshots);
     for gateway in &daemon.gateways {
         let labels = vec![("gateway", gateway.name.clone())];
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -225,6 +227,10 @@ fn of_engine(page: &mut Page, labels: &Labels, engine: &Engine) {
     let rendering = with(labels, "state", engine.rendering.name());
     page.gauge("wasm_epp_endpoint_rendering_state", &rendering, 1.0);
     page.gauge("wasm_epp_endpoint_ready", labels, f64::from(u8::from(engine.load.is_ready)));
+    if let Some(restored) = &engine.restored {
+        let from = with(labels, "from", restored.origin.kind());
+        page.gauge("wasm_epp_restored_blocks", &from, restored.blocks as f64);
+    }
     let state = with(labels, "state", source_name(engine.source()));
     page.gauge("wasm_epp_source_state", &state, 1.0);
 }
@@ -260,6 +266,21 @@ fn of_listener(page: &mut Page, listener: &ListenerCounts) {
     ] {
         page.counter(name, &Labels::new(), value);
     }
+}
+
+fn of_snapshots(page: &mut Page, record: &Record) {
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    for (name, counter) in [
+        ("wasm_epp_snapshots_written", &record.written),
+        ("wasm_epp_snapshot_write_failures", &record.failed),
+        ("wasm_epp_snapshots_served", &record.served),
+        ("wasm_epp_snapshots_refused", &record.refused),
+    ] {
+        page.counter(name, &Labels::new(), of(counter));
+    }
+    page.gauge("wasm_epp_snapshot_bytes", &Labels::new(), of(&record.bytes) as f64);
+    let pause_s = of(&record.pause_us) as f64 / 1e6;
+    page.gauge("wasm_epp_snapshot_pause_seconds", &Labels::new(), pause_s);
 }
 
 fn of_gateway(page: &mut Page, labels: &Labels, status: &GatewayStatus) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use canonical::Checker;
 use feed::{LoadRecord, MAX_ADAPTERS, MAX_SINGLETON_BYTES, ModelValue};
-use kv_events::Encoding;
+use kv_events::{Encoding, Position, Resume};
 use model::{ModelFolder, TokenTable};
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use prompt::{Renderer, TemplateError};
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::canonicality::{self, Asker, Checks};
 use super::lag::Applied;
 use super::seed;
+use super::snapshot::{Origin, digest_of};
 use super::verify::Rendering;
 use crate::config::{Config, Endpoint, EngineKind, Model};
 use crate::model_files;
@@ -41,9 +42,11 @@ pub(crate) struct Scope {
     pub(crate) model: Model,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) tokens: TokenTable,
+    /// Digest of `tokens`: with another table the same text is other tokens.
+    pub(crate) tokens_digest: [u8; 32],
     /// Renders as the gateways do.
     pub(crate) renderer: Result<Renderer, TemplateError>,
-    seed: prefix::Seed,
+    pub(crate) seed: prefix::Seed,
     spec_json: Vec<u8>,
     bucket_count: u32,
     live: Mutex<Live>,
@@ -114,6 +117,10 @@ pub(crate) struct Engine {
     pub(crate) process_start: Option<f64>,
     /// Resets of the source when that process was first seen.
     pub(crate) resets_at_start: u64,
+    /// The last batch of its events that was applied, since its state was void.
+    pub(crate) position: Option<Position>,
+    /// Where its state was taken from, while that is not void.
+    pub(crate) restored: Option<Restored>,
     /// Scrapes that failed since the last good one.
     pub(crate) failures: u32,
     /// Why the last scrape failed.
@@ -134,6 +141,7 @@ impl Engine {
     /// Nothing that was announced so far counts any more.
     pub(crate) fn is_void(&mut self) {
         self.doubts = Doubts { history: self.is_partial, ..Doubts::default() };
+        (self.position, self.restored) = (None, None);
         self.groups = Groups::default();
         self.is_cleared = false;
         self.rank = None;
@@ -160,6 +168,19 @@ pub(crate) struct Doubts {
 }
 
 impl Doubts {
+    /// One bit each, for snapshots: places are never used anew.
+    pub(crate) fn bits(self) -> u8 {
+        let all =
+            [self.history, self.restart, self.connection, self.events, self.hybrid, self.ranks];
+        all.iter().rev().fold(0, |bits, is| bits << 1 | u8::from(*is))
+    }
+
+    pub(crate) fn of_bits(bits: u8) -> Self {
+        let is = |place: u8| bits >> place & 1 == 1;
+        let [history, restart, connection, events, hybrid, ranks] = [0, 1, 2, 3, 4, 5].map(is);
+        Self { history, restart, connection, events, hybrid, ranks }
+    }
+
     /// Their names.
     pub(crate) fn names(self) -> Vec<&'static str> {
         let all = [
@@ -181,6 +202,22 @@ pub(crate) struct Groups {
     pub(crate) full: Option<u32>,
     /// Windowed groups.
     pub(crate) windowed: BTreeSet<u32>,
+}
+
+/// State of an engine that another process has applied.
+#[derive(Clone, Debug)]
+pub(crate) struct Restored {
+    pub(crate) origin: Origin,
+    /// Blocks held in some tier.
+    pub(crate) blocks: usize,
+}
+
+impl Engine {
+    /// Where its source is taken up, if its state is another process's.
+    pub(crate) fn resume(&self) -> Option<Resume> {
+        let position = self.position.filter(|_| self.restored.is_some())?;
+        Some(Resume { position, partial: self.is_partial })
+    }
 }
 
 /// Counters of one engine.
@@ -282,6 +319,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 pool: pool.name.clone(),
                 model: model.clone(),
                 endpoints,
+                tokens_digest: digest_of(&folder.tokens),
                 tokens: folder.tokens,
                 renderer,
                 seed: seed.clone(),

@@ -52,6 +52,7 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
     ("The listener of `kvEventsListen`", &LISTENER),
     ("Generated blocks", &GENERATED),
     ("The index", &INDEXES),
+    ("Snapshots", &SNAPSHOTS),
     ("Gateways", &GATEWAYS),
     ("Lag", &LAG),
     ("Load of an engine", &LOAD),
@@ -288,6 +289,28 @@ const LAG: [Metric; 4] = [
         "wasm_epp_lag_batches_skipped",
         &["gateway", "reason"],
         "Batches without a lag, by reason: overflow (too many waited), snapshot (part of one); without one from the engine's timestamp only: no_timestamp, before_start (older than the daemon)",
+    ),
+];
+
+const SNAPSHOTS: [Metric; 7] = [
+    gauge(
+        "wasm_epp_restored_blocks",
+        &["pool", "model", "endpoint", "from"],
+        "Blocks held when the endpoint was restored, while they are not void; from is disk or peer",
+    ),
+    counter("wasm_epp_snapshots_written", &[], "Snapshots written to disk"),
+    counter("wasm_epp_snapshot_write_failures", &[], "Snapshots that could not be written"),
+    counter("wasm_epp_snapshots_served", &[], "Snapshots given to peers"),
+    counter(
+        "wasm_epp_snapshots_refused",
+        &[],
+        "Snapshots, or parts of one, that were not restored",
+    ),
+    gauge("wasm_epp_snapshot_bytes", &[], "Size of the last snapshot taken"),
+    gauge(
+        "wasm_epp_snapshot_pause_seconds",
+        &[],
+        "How long events waited while the last snapshot was taken",
     ),
 ];
 

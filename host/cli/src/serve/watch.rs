@@ -1,13 +1,16 @@
 //! The tasks that follow one engine: its events and its metrics.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use kv_events::trtllm::{self, TrtllmConfig};
-use kv_events::{Counters, EventListener, ListenConfig, SourceConfig, Timing, Topic, follow_with};
+use kv_events::{
+    Counters, Directory, EventListener, ListenConfig, Resume, SourceConfig, Timing, Topic,
+    follow_with,
+};
 use pod_metrics::{EngineLoad, Scraper};
 use routing::Load;
 use tokio::sync::mpsc;
@@ -39,6 +42,7 @@ pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<(
                         endpoint: events.clone(),
                         replay: endpoint.replay.clone(),
                         topic: endpoint.topic.clone(),
+                        resume: scope.live().engines[usize::from(slot)].resume(),
                     };
                     tasks.spawn(follow_with(config, Timing::default(), counters, sender));
                 }
@@ -68,18 +72,14 @@ pub(crate) async fn listen(
         .with_context(|| format!("kvEventsListen: bind {endpoint}"))?;
     tracing::info!(endpoint = listener.endpoint(), "listening for KV events");
     let (sender, mut updates) = mpsc::channel(QUEUE);
-    let known = scopes.to_vec();
-    let replay = move |topic: &Topic| {
-        let (scope, slot) = endpoint_of(&known, topic)?;
-        scope.endpoints[usize::from(slot)].replay.clone()
-    };
-    let known = scopes.to_vec();
+    let known = Arc::new(Known { scopes: scopes.to_vec(), resumed: Mutex::default() });
+    let readers = scopes.to_vec();
     let listener = listener.counting(Arc::new(move |topic: &Topic| {
-        let (scope, slot) = endpoint_of(&known, topic)?;
+        let (scope, slot) = endpoint_of(&readers, topic)?;
         Some(Arc::clone(&scope.readers[usize::from(slot)]))
     }));
     let counters = Arc::clone(&counts.counters);
-    tasks.spawn(listener.run(Timing::default(), counters, Arc::new(replay), sender));
+    tasks.spawn(listener.run(Timing::default(), counters, known, sender));
     let counts = Arc::clone(counts);
     let scopes = scopes.to_vec();
     tasks.spawn(async move {
@@ -108,6 +108,28 @@ pub(crate) struct ListenerCounts {
     pub(crate) counters: Arc<Counters>,
     /// Updates of publishers that are no configured endpoint.
     pub(crate) strangers: AtomicU64,
+}
+
+/// The endpoints, as the listener asks about them.
+struct Known {
+    scopes: Vec<Arc<Scope>>,
+    /// Those whose restored place was given already.
+    resumed: Mutex<HashSet<(u16, u16)>>,
+}
+
+impl Directory for Known {
+    fn replay(&self, topic: &Topic) -> Option<String> {
+        let (scope, slot) = endpoint_of(&self.scopes, topic)?;
+        scope.endpoints[usize::from(slot)].replay.clone()
+    }
+
+    fn resume(&self, topic: &Topic) -> Option<Resume> {
+        let (scope, slot) = endpoint_of(&self.scopes, topic)?;
+        let is_followed = scope.endpoints[usize::from(slot)].kv_events.is_some();
+        let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = !is_followed && resumed.insert((scope.number, slot));
+        scope.live().engines[usize::from(slot)].resume().filter(|_| is_first)
+    }
 }
 
 /// Topics that are reported as unknown, once each.

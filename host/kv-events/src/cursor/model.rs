@@ -32,6 +32,10 @@ enum Step {
     Restart {
         told: bool,
     },
+    /// Another process takes the source up where this one is; the engine may restart meanwhile.
+    TakeUp {
+        restarted: bool,
+    },
     Silent,
 }
 
@@ -46,6 +50,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Skip),
         1 => Just(Step::Reconnect),
         1 => any::<bool>().prop_map(|told| Step::Restart { told }),
+        1 => any::<bool>().prop_map(|restarted| Step::TakeUp { restarted }),
         2 => Just(Step::Silent),
     ]
 }
@@ -151,6 +156,21 @@ impl World {
                 if *told {
                     self.reconnect();
                 }
+            }
+            Step::TakeUp { restarted } => {
+                if *restarted {
+                    self.run += 1;
+                    self.next = 0;
+                }
+                self.cursor = match (self.view.first(), self.view.last()) {
+                    (Some((_, first)), Some((run, sequence))) => {
+                        let fingerprint = fingerprint(&message(*run, *sequence).payload);
+                        let position = Position { sequence: *sequence, fingerprint };
+                        Cursor::resume(self.can_replay, Resume { position, partial: *first > 0 })
+                    }
+                    _ => Cursor::new(self.can_replay),
+                };
+                self.reconnect();
             }
             Step::Silent => self.cursor.silent(),
         }

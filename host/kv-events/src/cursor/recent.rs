@@ -1,7 +1,9 @@
 //! Which payloads were delivered lately.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
 
 /// How many delivered batches are remembered: what vLLM keeps for replay by default
 /// (`buffer_steps`). Fewer, and an old duplicate passes for a restart.
@@ -37,10 +39,14 @@ impl Recent {
     }
 
     pub(super) fn push(&mut self, sequence: u64, payload: &[u8]) {
+        self.push_fingerprint(sequence, fingerprint(payload));
+    }
+
+    pub(super) fn push_fingerprint(&mut self, sequence: u64, fingerprint: u64) {
         if self.fingerprints.len() == REMEMBERED {
             self.fingerprints.pop_front();
         }
-        self.fingerprints.push_back(fingerprint(payload));
+        self.fingerprints.push_back(fingerprint);
         self.end = sequence.saturating_add(1);
     }
 
@@ -59,8 +65,9 @@ impl Recent {
     }
 }
 
-fn fingerprint(payload: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
+/// The same in every process and build.
+pub(crate) fn fingerprint(payload: &[u8]) -> u64 {
+    let mut hasher = SipHasher13::new();
     hasher.write(payload);
     hasher.finish()
 }

@@ -1,5 +1,8 @@
 //! One behaviour at a time, as scripts: `>` feeds the cursor, `=` is what it wants done.
 
+use bytes::Bytes;
+use tokio::time::Instant;
+
 use super::*;
 
 /// A message of run `run`.
@@ -409,6 +412,97 @@ fn a_missing_replay_endpoint_leaves_the_source_partial() {
          fail       =
          silent     = replay(5)
          fail       =",
+    );
+}
+
+/// A cursor that takes run 1 up after batch 7.
+fn resumed(can_replay: bool, partial: bool) -> Cursor {
+    let position = Position { sequence: 7, fingerprint: fingerprint(&message(1, 7).payload) };
+    Cursor::resume(can_replay, Resume { position, partial })
+}
+
+#[test]
+fn a_source_is_taken_up_after_the_batch_that_proves_it() {
+    run(
+        resumed(true, false),
+        "connect    = resyncing replay(7)
+         live 1:10  =
+         re 1:7-9   = 8 9
+         end        = 10 live
+         live 1:11  = 11",
+    );
+    run(
+        resumed(true, true),
+        "connect    = resyncing replay(7)
+         re 1:7     =
+         end        = partial",
+    );
+}
+
+#[test]
+fn a_source_that_is_another_run_by_now_is_void() {
+    run(
+        resumed(true, false),
+        "connect    = resyncing replay(7)
+         re 2:7     = reset-restart replay(0)
+         re 2:0-7   = 0 1 2 3 4 5 6 7
+         end        = live",
+    );
+    run(
+        resumed(true, false),
+        "connect    = resyncing replay(7)
+         end        = reset-restart replay(0)
+         re 2:0-2   = 0 1 2
+         end        = live",
+    );
+}
+
+#[test]
+fn a_source_whose_replay_does_not_reach_back_is_void() {
+    run(
+        resumed(true, false),
+        "connect    = resyncing replay(7)
+         re 1:8-9   = reset-gap 8 9
+         end        = partial",
+    );
+    run(
+        resumed(true, false),
+        "connect    = resyncing replay(7)
+         fail       = replay(7)
+         fail       = reset-gap partial
+         live 1:8   = 8",
+    );
+}
+
+#[test]
+fn without_a_replay_only_the_next_batch_proves_a_source() {
+    run(
+        resumed(false, false),
+        "connect    = resyncing
+         live 1:8   = 8 live
+         live 1:9   = 9",
+    );
+    run(
+        resumed(false, true),
+        "connect    = resyncing
+         lost       = lost
+         connect    = resyncing
+         live 1:8   = 8 partial",
+    );
+    run(
+        resumed(false, false),
+        "connect    = resyncing
+         live 1:9   = reset-gap 9 partial",
+    );
+    run(
+        resumed(false, false),
+        "connect    = resyncing
+         live 2:0   = reset-restart 0 live",
+    );
+    run(
+        resumed(false, false),
+        "connect    = resyncing
+         live 2:7   = reset-restart 7 partial",
     );
 }
 

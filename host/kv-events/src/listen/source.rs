@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc};
 
-use super::{ListenUpdate, ReplayOf};
+use super::{Directory, ListenUpdate};
 use crate::cursor::{Cursor, Message, SourceState};
 use crate::session::{Closed, End, Live, Updates, pass_on, session};
 use crate::source::{Counters, SourceUpdate, Timing};
@@ -37,26 +37,29 @@ pub(super) async fn run(
     events: mpsc::Receiver<Event>,
     timing: Timing,
     counters: Arc<Counters>,
-    replay: Arc<ReplayOf>,
+    directory: Arc<dyn Directory>,
     updates: mpsc::Sender<ListenUpdate>,
 ) {
     let updates = Tagged { topic, updates };
     // An error means that nobody listens.
-    let _ = follow(events, timing, &counters, &*replay, &updates).await;
+    let _ = follow(events, timing, &counters, &*directory, &updates).await;
 }
 
 async fn follow(
     events: mpsc::Receiver<Event>,
     timing: Timing,
     counters: &Counters,
-    replay: &ReplayOf,
+    directory: &dyn Directory,
     updates: &Tagged,
 ) -> Result<(), Closed> {
-    let mut cursor = Cursor::new(false);
+    let mut cursor = match directory.resume(&updates.topic) {
+        Some(resume) => Cursor::resume(false, resume),
+        None => Cursor::new(false),
+    };
     let mut feed = Feed { events, speaker: None };
     updates.send(SourceUpdate::State(SourceState::Connecting)).await?;
     while let Some(leave) = feed.connected().await {
-        let endpoint = replay(&updates.topic);
+        let endpoint = directory.replay(&updates.topic);
         cursor.set_replay(endpoint.is_some());
         let counted = (&mut cursor, counters);
         let ended = session(&mut feed, endpoint.as_deref(), timing, counted, updates).await?;

@@ -138,7 +138,8 @@ impl Adapter {
                 data_parallel_rank: rank,
                 encoding: Encoding::list(),
             };
-            taken.updates.push(SourceUpdate::Batch { sequence, batch, received_at });
+            let fingerprint = 0;
+            taken.updates.push(SourceUpdate::Batch { sequence, fingerprint, batch, received_at });
         }
     }
 

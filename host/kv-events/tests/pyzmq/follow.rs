@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_events::{SourceConfig, SourceUpdate, Timing, decode, follow_with};
+use kv_events::{Position, Resume, SourceConfig, SourceUpdate, Timing, decode, follow_with};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -99,6 +99,67 @@ async fn a_dropped_last_message_is_found_in_silence() {
     source.batches(3, 3).await;
 }
 
+/// Reads batches `0..=last`, and says where another process would go on.
+async fn position_after(source: &mut Source, last: u64) -> Resume {
+    loop {
+        if let SourceUpdate::Batch { sequence, fingerprint, .. } = source.next_update().await
+            && sequence == last
+        {
+            return Resume { position: Position { sequence, fingerprint }, partial: false };
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_source_is_taken_up_where_another_process_left_it() {
+    let Some(mut publisher) = Publisher::start(&[]).await else { return };
+    publisher.tell("send 5").await;
+    let mut first = Source::follow(publisher.source());
+    let resume = Some(position_after(&mut first, 4).await);
+    drop(first);
+    publisher.tell("send 3").await;
+    let mut second = Source::follow(SourceConfig { resume, ..publisher.source() });
+    second.expect("connecting resyncing").await;
+    second.batches(5, 7).await;
+    second.expect("live").await;
+}
+
+#[tokio::test]
+async fn without_replay_a_source_is_taken_up_with_the_next_batch_or_not_at_all() {
+    let Some(mut publisher) = Publisher::start(&["--no-replay"]).await else { return };
+    let mut first = Source::follow(publisher.source());
+    first.expect("connecting partial").await;
+    publisher.send_until_heard(&mut first).await;
+    let next = publisher.tell("send 5").await["next"].as_u64().expect("a number");
+    let resume = Some(position_after(&mut first, next - 1).await);
+    drop(first);
+    let mut second = Source::follow(SourceConfig { resume, ..publisher.source() });
+    second.expect("connecting resyncing").await;
+    // What is published before the subscription takes effect is missing.
+    match publisher.send_until_heard(&mut second).await.as_str() {
+        "gap" => assert!(second.until("partial").await.iter().all(|word| word != "live")),
+        batch => {
+            assert_eq!(batch, next.to_string());
+            second.until("live").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_restarted_before_it_was_taken_up_is_void() {
+    let Some(mut publisher) = Publisher::start(&[]).await else { return };
+    publisher.tell("send 5").await;
+    let mut first = Source::follow(publisher.source());
+    let resume = Some(position_after(&mut first, 4).await);
+    drop(first);
+    publisher.tell("restart").await;
+    publisher.tell("send 9").await;
+    let mut second = Source::follow(SourceConfig { resume, ..publisher.source() });
+    second.expect("connecting resyncing restart").await;
+    second.batches(0, 8).await;
+    second.expect("live").await;
+}
+
 #[tokio::test]
 async fn a_restart_voids_what_was_known() {
     let Some(mut publisher) = Publisher::start(&[]).await else { return };
@@ -173,6 +234,7 @@ async fn an_engine_that_is_not_there_yet_is_waited_for() {
         endpoint: format!("tcp://127.0.0.1:{port}"),
         replay: None,
         topic: String::new(),
+        resume: None,
     };
     if python().is_none() {
         return;
@@ -190,6 +252,7 @@ async fn following_ends_with_its_receiver() {
         endpoint: "tcp://127.0.0.1:1".to_owned(),
         replay: None,
         topic: String::new(),
+        resume: None,
     };
     let (sender, updates) = mpsc::channel(16);
     let task = tokio::spawn(follow_with(config, Timing::default(), Arc::default(), sender));

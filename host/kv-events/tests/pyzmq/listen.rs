@@ -1,13 +1,33 @@
 //! Many publishers that connect to one listener.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kv_events::{Counters, Counts, EventListener, ListenConfig, ListenUpdate, Timing, Topic};
+use kv_events::{
+    Counters, Counts, Directory, EventListener, ListenConfig, ListenUpdate, Position, Resume,
+    Timing, Topic,
+};
 use tokio::sync::mpsc;
 
 use crate::support::{Publisher, in_time, python, timing, word};
+
+/// What is known of pods before they connect.
+#[derive(Default)]
+struct Known {
+    replays: HashMap<String, String>,
+    places: Mutex<HashMap<String, Resume>>,
+}
+
+impl Directory for Known {
+    fn replay(&self, topic: &Topic) -> Option<String> {
+        self.replays.get(&topic.pod).cloned()
+    }
+
+    fn resume(&self, topic: &Topic) -> Option<Resume> {
+        self.places.lock().expect("no panic").remove(&topic.pod)
+    }
+}
 
 struct Heard {
     endpoint: String,
@@ -19,18 +39,21 @@ struct Heard {
 
 impl Heard {
     async fn listen(config: ListenConfig, replays: HashMap<String, String>) -> Self {
+        Self::knowing(config, Known { replays, places: Mutex::default() }).await
+    }
+
+    async fn knowing(config: ListenConfig, known: Known) -> Self {
         let (sender, updates) = mpsc::channel(16);
         let counters = Arc::<Counters>::default();
         let listener = EventListener::bind(config).await.expect("a port");
         let endpoint = listener.endpoint().to_owned();
-        let replay = Arc::new(move |topic: &Topic| replays.get(&topic.pod).cloned());
         let own = Arc::<Counters>::default();
         let of_own = Arc::clone(&own);
         let listener = listener.counting(Arc::new(move |topic: &Topic| {
             (topic.pod == "own").then(|| Arc::clone(&of_own))
         }));
         let timing = Timing { silence: Duration::from_millis(500), ..timing() };
-        tokio::spawn(listener.run(timing, counters.clone(), replay, sender));
+        tokio::spawn(listener.run(timing, counters.clone(), Arc::new(known), sender));
         Self { endpoint, updates, counters, own }
     }
 
@@ -126,6 +149,16 @@ async fn publishers_are_told_apart_by_topic_and_replayed_each_from_its_own_addre
         publisher.kill().await;
         heard.until(&format!("{pod}:lost")).await;
     }
+}
+
+#[tokio::test]
+async fn a_publisher_whose_numbers_do_not_follow_on_a_known_place_is_void() {
+    let position = Position { sequence: 7, fingerprint: 1 };
+    let places = [("a".to_owned(), Resume { position, partial: false })];
+    let known = Known { places: Mutex::new(places.into()), ..Known::default() };
+    let mut heard = Heard::knowing(ListenConfig::new("tcp://127.0.0.1:0"), known).await;
+    let Some(mut publisher) = heard.publisher("kv@a@tiny@v1", &[]).await else { return };
+    heard.sending(&mut publisher, &["a:restart"]).await;
 }
 
 #[tokio::test]
@@ -260,7 +293,7 @@ async fn listening_ends_with_its_receiver() {
         config,
         Timing::default(),
         counters,
-        Arc::new(|_: &Topic| None),
+        Arc::new(Known::default()),
         sender,
     ));
     drop(updates);

@@ -227,7 +227,8 @@ fn events(payload: &mut Vec<u8>, tags: &[&str]) {
 async fn a_frame_without_end_is_left_and_counted() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("tcp://{}", listener.local_addr().expect("a port"));
-    let mut source = Source::follow(SourceConfig { endpoint, replay: None, topic: "".to_owned() });
+    let mut source =
+        Source::follow(SourceConfig { endpoint, replay: None, topic: "".to_owned(), resume: None });
     for _ in 0..3 {
         let (mut peer, _) = listener.accept().await.expect("a follower");
         let mut greeting = [0; 64];

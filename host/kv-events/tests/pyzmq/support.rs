@@ -109,6 +109,7 @@ impl Publisher {
             endpoint: format!("tcp://127.0.0.1:{}", self.pub_port),
             replay: self.replay_port.map(|port| format!("tcp://127.0.0.1:{port}")),
             topic: "kv@".to_owned(),
+            resume: None,
         }
     }
 }
@@ -146,7 +147,7 @@ pub(crate) fn word(update: &SourceUpdate) -> String {
         SourceUpdate::State(SourceState::Live { partial: false }) => "live".to_owned(),
         SourceUpdate::State(SourceState::Live { partial: true }) => "partial".to_owned(),
         SourceUpdate::State(state) => format!("{state:?}").to_lowercase(),
-        SourceUpdate::Undecodable { sequence, error: DecodeError::TooLarge { bytes } } => {
+        SourceUpdate::Undecodable { sequence, error: DecodeError::TooLarge { bytes }, .. } => {
             format!("large:{sequence}:{bytes}")
         }
         SourceUpdate::Undecodable { sequence, .. } => format!("garbage:{sequence}"),

@@ -4,6 +4,7 @@ use prefix::{KeyChain, Seed};
 
 use super::*;
 
+mod exported;
 mod twin;
 mod windows;
 
@@ -192,6 +193,22 @@ fn a_parked_block_may_be_removed_again() {
     assert_eq!((index.stats().parked, index.stats().unknown_removals), (0, 0));
     store(&mut index, 0, None, 1, &[5, 5]);
     assert_eq!(depth(&index, 0, &VOCABULARY[5].repeat(4)), 1);
+}
+
+#[test]
+fn a_name_that_moves_to_an_ancestor_does_not_take_the_ancestor_along() {
+    let mut index = index(1);
+    let hashes = [EngineHash(1), EngineHash(2)];
+    index.store(0, &blocks(&hashes, &[5, 5, 4, 4], 2), 0, bytes_of);
+    index.remove(0, &[EngineHash(1)], Tier::Gpu);
+    index.forget_retained();
+    // The lost first block is stored again, under the name of the one below it.
+    index.begin_batch(0);
+    let hashes = [EngineHash(2), EngineHash(3)];
+    index.store(0, &blocks(&hashes, &[5, 5, 5, 5], 2), 0, bytes_of);
+    assert_eq!(depth(&index, 0, &VOCABULARY[5].repeat(4)), 4 * 36 / 64);
+    assert_eq!((index.held_blocks(0), index.stats().nodes), (2, 2));
+    assert_eq!(index.parent_of(0, EngineHash(3)), Some(EngineHash(2)));
 }
 
 #[test]

@@ -1,12 +1,57 @@
 //! The content tree below the index: where blocks hang, who reaches them, when they go.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 
-use prefix::{KeyChain, STRIDE_BYTES, StrideKey};
+use prefix::{KeyChain, STRIDE_BYTES, Seed, StrideKey};
+use siphasher::sip::{SipHasher13, SipHasher24};
 use smallvec::SmallVec;
 
 use super::{Index, KeySpace, MAX_RETAINED, Presence, Tier};
-use crate::node::{EngineHash, Held, NIL, NewNode, NodeId, Reach};
+use crate::node::{Arena, EngineHash, Held, NIL, NewNode, NodeId, Reach};
+
+/// Tells siblings apart by their tokens. Keyed by the pool's secret: the same in every process of
+/// the pool and in every build, so that a node of a snapshot and a later store of the same block
+/// are one node; and not to be foreseen by who chooses prompts.
+pub(super) struct ContentHasher {
+    keys: (u64, u64),
+}
+
+impl ContentHasher {
+    pub(super) fn new(seed: &Seed) -> Self {
+        let (key, rest) = seed.0.split_at(STRIDE_BYTES / 4);
+        let key = key.iter().fold(0u128, |key, byte| key << 8 | u128::from(*byte));
+        let derived = |label: &[u8]| {
+            let mut hasher = SipHasher24::new_with_keys((key >> 64) as u64, key as u64);
+            hasher.write(label);
+            hasher.write(rest);
+            hasher.finish()
+        };
+        Self { keys: (derived(b"block content 0"), derived(b"block content 1")) }
+    }
+
+    pub(super) fn hash(&self, tokens: &[u32], beyond_text: u64) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
+        hasher.write(&beyond_text.to_le_bytes());
+        let mut bytes = [0u8; 64];
+        for tokens in tokens.chunks(bytes.len() / 4) {
+            for (out, token) in bytes.chunks_exact_mut(4).zip(tokens) {
+                out.copy_from_slice(&token.to_le_bytes());
+            }
+            hasher.write(&bytes[..tokens.len() * 4]);
+        }
+        hasher.finish()
+    }
+}
+
+/// What is reached of a node, from what is reached of its parent.
+pub(super) fn reach_of(parent: Reach, held: &Held, is_foreign: bool) -> Reach {
+    match parent {
+        _ if is_foreign => Reach::No,
+        Reach::Gpu if held.gpu > 0 => Reach::Gpu,
+        Reach::Gpu | Reach::Any if held.is_held() => Reach::Any,
+        _ => Reach::No,
+    }
+}
 
 /// Children that are looked for one after the other. Nearly all nodes have one; those of more are
 /// in a table. Tests come by the table sooner.
@@ -41,7 +86,7 @@ impl Index {
         beyond_text: u64,
         bytes_of: &impl Fn(u32) -> Option<&'t [u8]>,
     ) -> NodeId {
-        let content = self.hasher.hash_one((tokens, beyond_text));
+        let content = self.contents.hash(tokens, beyond_text);
         if let Some(node) = self.find_child(parent, content) {
             return node;
         }
@@ -182,8 +227,15 @@ impl Index {
         let is_again = is_report && endpoint.in_batch.contains(hash);
         endpoint.in_batch.push(hash);
         if let Some(other) = endpoint.names.find(&self.nodes, slot, hash).filter(|o| *o != id) {
-            // One hash, other content: the engine reuses the name, so the old content is gone.
+            // One hash, other content: the engine reuses the name, so the old content is gone. It
+            // may be all that hangs below this node, which must not go with it.
+            let keep = |nodes: &mut Arena, keep: bool| match nodes.get_mut(id) {
+                Some(node) => std::mem::replace(&mut node.is_retained, keep),
+                None => false,
+            };
+            let was_kept = keep(&mut self.nodes, true);
             self.drop_held(slot, other);
+            keep(&mut self.nodes, was_kept);
         }
         let Some(node) = self.nodes.get_mut(id) else { return };
         let at = node.held.iter().position(|held| held.slot == slot);
@@ -225,27 +277,27 @@ impl Index {
         }
     }
 
+    /// What `slot` reaches of a node or root.
+    pub(super) fn reach_at(&self, id: NodeId, slot: u16) -> Reach {
+        match self.nodes.get(id) {
+            // Roots are the sentinels without a parent: everyone reaches them.
+            Some(node) if node.parent == NIL => Reach::Gpu,
+            Some(node) => node.reach(slot),
+            None => Reach::No,
+        }
+    }
+
     /// Recomputes what `slot` reaches from `id` downwards, as far as something changes.
     pub(super) fn refresh(&mut self, slot: u16, id: NodeId) {
         let mut open: SmallVec<[NodeId; 8]> = SmallVec::from_slice(&[id]);
         while let Some(id) = open.pop() {
             let Some(node) = self.nodes.get(id) else { continue };
-            let parent = match self.nodes.get(node.parent) {
-                // Roots are the sentinels without a parent: everyone reaches them.
-                Some(parent) if parent.parent == NIL => Reach::Gpu,
-                Some(parent) => parent.reach(slot),
-                None => Reach::No,
-            };
+            let parent = self.reach_at(node.parent, slot);
             let is_foreign = node.is_foreign;
             let Some(held) = self.nodes.get_mut(id).and_then(|node| node.held_by_mut(slot)) else {
                 continue;
             };
-            let reach = match parent {
-                _ if is_foreign => Reach::No,
-                Reach::Gpu if held.gpu > 0 => Reach::Gpu,
-                Reach::Gpu | Reach::Any if held.gpu > 0 || held.offloaded > 0 => Reach::Any,
-                _ => Reach::No,
-            };
+            let reach = reach_of(parent, held, is_foreign);
             if std::mem::replace(&mut held.reach, reach) == reach {
                 continue;
             }
@@ -282,6 +334,9 @@ impl Index {
         if let Some(node) = self.nodes.get_mut(id) {
             node.held.retain(|held| held.slot != slot);
             self.stats.held -= 1;
+        }
+        if let Some(hybrid) = &mut self.endpoints[usize::from(slot)].hybrid {
+            hybrid.forget(id);
         }
         self.free_if_unused(id);
     }

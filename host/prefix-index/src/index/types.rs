@@ -91,9 +91,9 @@ pub struct Stored {
     pub(crate) token_ids: Vec<u32>,
     pub(crate) block_size_tokens: u32,
     pub(crate) tier: Tier,
-    lora: Option<String>,
-    salt: Option<String>,
-    beyond_text: Vec<u64>,
+    pub(crate) lora: Option<String>,
+    pub(crate) salt: Option<String>,
+    pub(crate) beyond_text: Vec<u64>,
 }
 
 impl Stored {

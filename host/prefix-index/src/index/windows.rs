@@ -17,13 +17,13 @@ impl Index {
         let endpoint = &mut self.endpoints[usize::from(slot)];
         let full_block = endpoint.full_block_tokens;
         let hybrid = endpoint.hybrid.get_or_insert_with(|| Hybrid::new(full_block));
-        let before = hybrid.clear_count();
-        let news = hybrid.store(group, window, block_tokens, hashes);
-        if hybrid.clear_count() != before {
-            // A group that nobody knew of: where it held nothing, nothing can be resumed.
-            self.refresh_all_resumes(slot);
+        let is_other_rule = hybrid.set_window(group, window, block_tokens);
+        let news = hybrid.store(group, hashes);
+        match is_other_rule {
+            // Where a group that nobody knew of held nothing, nothing can be resumed.
+            true => self.recompute_resumes(slot),
+            false => self.refresh_resumes(slot, &news),
         }
-        self.refresh_resumes(slot, &news);
     }
 
     /// Whether it can be told after which blocks the endpoint can resume; it can where no group is
@@ -42,17 +42,20 @@ impl Index {
         }
         if let Some(hybrid) = &mut endpoint.hybrid {
             hybrid.set_full_block(tokens);
-            self.refresh_all_resumes(slot);
+            self.recompute_resumes(slot);
         }
     }
 
-    fn refresh_all_resumes(&mut self, slot: u16) {
-        let all: Vec<NodeId> = self.endpoints[usize::from(slot)].names.iter().collect();
-        for id in all {
-            self.refresh_resume(slot, id);
-            // Whether anything is said at all may have changed where no resume point has.
-            self.mark_strides(id);
-        }
+    /// For a change of the rules by which the endpoint resumes: every block's answer may be another.
+    pub(super) fn recompute_resumes(&mut self, slot: u16) {
+        let endpoint = &mut self.endpoints[usize::from(slot)];
+        let Some(hybrid) = &mut endpoint.hybrid else { return };
+        let mut held: Vec<NodeId> = endpoint.names.iter().collect();
+        // Parents come before their children, as they end at fewer tokens.
+        held.sort_unstable_by_key(|id| self.nodes.get(*id).map(|node| node.tokens));
+        hybrid.recompute(&self.nodes, slot, &held);
+        // Whether anything is said at all may have changed where no resume point has.
+        held.into_iter().for_each(|id| self.mark_strides(id));
     }
 
     /// Applies removals of a windowed KV group; false when it is none that is known.

@@ -73,7 +73,22 @@ fn only_pools_is_required() {
     assert_eq!(config.envoy.admin.to_string(), "127.0.0.1:9901");
     assert_eq!((config.envoy.feed_mode, config.envoy.log_level.as_str()), (0o660, "info"));
     assert_eq!(config.envoy.modules, Path::new("/etc/epp/target/wasm"));
-    assert!(config.warnings.is_empty());
+    assert!(config.warnings.is_empty() && config.snapshot.is_none());
+}
+
+#[test]
+fn snapshots_are_off_unless_asked_for() {
+    let interval = |lines: &str| {
+        accepted(&format!("{lines}{POOLS}")).snapshot.map(|snapshot| snapshot.interval.as_secs())
+    };
+    assert_eq!(interval(""), None);
+    assert_eq!(interval("snapshot:"), None);
+    assert_eq!(interval("snapshot: {}"), Some(60));
+    assert_eq!(interval("snapshot: {intervalSeconds: 1}"), Some(1));
+    refused_beside_pools(
+        "snapshot: {every: 3}",
+        "c.yaml:1:12: unknown field `every`, expected one of intervalSeconds\n  snapshot: {every: 3}",
+    );
 }
 
 #[test]

@@ -14,6 +14,8 @@ fn numbers_are_refused_outside_their_range() {
     check("metrics.intervalMs", "metrics", "9", "10..=60000");
     check("metrics.timeoutMs", "metrics", "60001", "10..=60000");
     check("metrics.downAfterFailures", "metrics", "0", "1..=1000");
+    check("snapshot.intervalSeconds", "snapshot", "0", "1..=86400");
+    check("snapshot.intervalSeconds", "snapshot", "86401", "1..=86400");
     check("routing.maxStateAgeMs", "routing", "-1", "100..=3600000");
     check("routing.maxBodyBytes", "routing", "16777216", "1..=16777215");
     check("routing.retries", "routing", "11", "0..=10");

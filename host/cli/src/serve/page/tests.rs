@@ -12,6 +12,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::super::gateway::GatewayFeed;
+use super::super::scope::Restored;
+use super::super::snapshot::Origin;
 use super::super::{GatewayHandle, admin, apply, scope};
 use super::*;
 
@@ -42,7 +44,12 @@ impl Setup {
         let feed = GatewayFeed::new(0, &scopes);
         let gateway =
             GatewayHandle { name: "gw-0".into(), status: Arc::default(), lag: feed.lag() };
-        let daemon = Daemon { scopes, gateways: vec![gateway], listener: Some(Arc::default()) };
+        let daemon = Daemon {
+            scopes,
+            gateways: vec![gateway],
+            listener: Some(Arc::default()),
+            snapshots: Arc::default(),
+        };
         Self { _folder: folder, daemon, feed }
     }
 
@@ -54,7 +61,12 @@ impl Setup {
     fn batch(&self, sequence: u64, payload: &[u8], ts: Option<f64>) {
         let mut batch = decode(payload).unwrap();
         batch.ts = ts.unwrap_or(batch.ts);
-        self.update(SourceUpdate::Batch { sequence, batch, received_at: Instant::now() });
+        self.update(SourceUpdate::Batch {
+            sequence,
+            fingerprint: 0,
+            batch,
+            received_at: Instant::now(),
+        });
     }
 
     fn push(&mut self) -> Fill {
@@ -103,6 +115,9 @@ fn the_page_has_exactly_the_metrics_of_the_table() {
     setup.batch(1000, &session()[0], Some(now));
     setup.push();
     setup.daemon.gateways[0].status.lock().unwrap().last_ack = Some(Instant::now());
+
+    let restored = Restored { origin: Origin::Disk, blocks: 3 };
+    setup.daemon.scopes[0].live().engines[0].restored = Some(restored);
 
     let page = render(&setup.daemon).unwrap();
     assert!(page.ends_with("# EOF\n"));
@@ -232,7 +247,7 @@ fn the_details_say_what_the_events_prove() {
         }
     }
     let received_at = Instant::now();
-    setup.update(SourceUpdate::Batch { sequence: 0, batch, received_at });
+    setup.update(SourceUpdate::Batch { sequence: 0, fingerprint: 0, batch, received_at });
     let (_, details) = admin::details(&setup.daemon);
     assert!(details["endpoints"][0]["unknown_tokens"].as_u64() > Some(0));
 }

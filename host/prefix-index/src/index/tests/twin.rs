@@ -8,7 +8,7 @@ use super::*;
 
 /// One block of one endpoint: the tokens from the root, its share of them, and copies.
 #[derive(Clone, Debug)]
-struct Block {
+pub(super) struct Block {
     parent: Option<u64>,
     chain: Vec<u32>,
     size: usize,
@@ -28,15 +28,15 @@ impl Block {
 
 /// One event as an engine would send it.
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Store { parent: Option<u64>, hashes: Vec<u64>, tokens: Vec<u32>, size: usize, offloaded: bool },
     Announce(u64),
     Remove(u64, bool),
     Clear(Option<bool>),
 }
 
-struct Naive {
-    blocks: Vec<BTreeMap<u64, Block>>,
+pub(super) struct Naive {
+    pub(super) blocks: Vec<BTreeMap<u64, Block>>,
 }
 
 impl Naive {
@@ -45,7 +45,7 @@ impl Naive {
     }
 
     /// What the events mean, one batch each. The events come in an order that makes sense.
-    fn apply(&mut self, slot: u16, event: &Event) {
+    pub(super) fn apply(&mut self, slot: u16, event: &Event) {
         let is_set = presence(slot) == Presence::Set;
         let blocks = &mut self.blocks[usize::from(slot)];
         match event {
@@ -130,7 +130,7 @@ impl Naive {
 
 /// What to do next; indices choose among what is possible then.
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Store { parent: usize, tokens: Vec<u32>, size: usize, offloaded: bool, is_late: bool },
     Again(usize),
     Report(usize),
@@ -139,7 +139,7 @@ enum Op {
     Clear(Option<bool>),
 }
 
-fn any_op() -> impl Strategy<Value = (u16, Op)> {
+pub(super) fn any_op() -> impl Strategy<Value = (u16, Op)> {
     let token = prop::sample::select(vec![0u32, 1, 2, 4, 5]);
     let op = prop_oneof![
         6 => (any::<usize>(), proptest::collection::vec(token, 4..16), 1usize..5, any::<bool>(), any::<bool>())
@@ -163,7 +163,7 @@ fn hash_of(slot: u16, parent: Option<u64>, block: &[u32]) -> u64 {
 
 /// The events of an operation, in the order in which they make sense, and whether the index is
 /// sent them in reverse.
-fn events(naive: &Naive, slot: u16, op: &Op) -> (Vec<Event>, bool) {
+pub(super) fn events(naive: &Naive, slot: u16, op: &Op) -> (Vec<Event>, bool) {
     let blocks = &naive.blocks[usize::from(slot)];
     let pick = |i: usize, is_possible: &dyn Fn(&Block) -> bool| {
         let possible: Vec<u64> =
@@ -241,7 +241,7 @@ fn events(naive: &Naive, slot: u16, op: &Op) -> (Vec<Event>, bool) {
     }
 }
 
-fn send(index: &mut Index, slot: u16, event: &Event) {
+pub(super) fn send(index: &mut Index, slot: u16, event: &Event) {
     let tier = |offloaded: bool| if offloaded { Tier::Offloaded } else { Tier::Gpu };
     index.begin_batch(slot);
     match event {
@@ -262,7 +262,7 @@ fn send(index: &mut Index, slot: u16, event: &Event) {
     }
 }
 
-fn compare(index: &Index, naive: &Naive) -> Result<(), TestCaseError> {
+pub(super) fn compare(index: &Index, naive: &Naive) -> Result<(), TestCaseError> {
     let expected = naive.strides();
     let root = index.root_key(None, None);
     for (text, holders) in &expected {
