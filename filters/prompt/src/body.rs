@@ -3,8 +3,9 @@ use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::error::BodyError;
+use crate::error::{BodyError, Refusal};
 use crate::json::{Json, Key};
+use crate::plain::{self, Plain};
 
 /// The APIs whose prompts are understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,18 +14,51 @@ pub enum Api {
     Completions,
     /// `/v1/chat/completions`
     ChatCompletions,
+    /// `/v1/responses`
+    Responses,
+    /// `/v1/messages` (Anthropic)
+    Messages,
+    /// `/v1/embeddings`
+    Embeddings,
+    /// `/inference/v1/generate` (vLLM, token ids in and out)
+    Generate,
+    /// `/generate` (SGLang)
+    SglangGenerate,
 }
 
+/// The paths, each before any other that ends like it.
+const PATHS: [(&[u8], Api); 7] = [
+    (b"/v1/chat/completions", Api::ChatCompletions),
+    (b"/v1/completions", Api::Completions),
+    (b"/v1/responses", Api::Responses),
+    (b"/v1/messages", Api::Messages),
+    (b"/v1/embeddings", Api::Embeddings),
+    (b"/inference/v1/generate", Api::Generate),
+    (b"/generate", Api::SglangGenerate),
+];
+
 impl Api {
-    /// Which API `path` is: an exact match, a `?query` is ignored.
+    /// All of them.
+    pub const ALL: [Api; 7] = [
+        Api::Completions,
+        Api::ChatCompletions,
+        Api::Responses,
+        Api::Messages,
+        Api::Embeddings,
+        Api::Generate,
+        Api::SglangGenerate,
+    ];
+
+    /// Which API `path` is; a `?query` is ignored. A pool may be reached by a path prefix, which
+    /// the proxy takes off only after its filters ran, so the path counts from its first `/v1/`
+    /// (`/inference/v1/`), and SGLang's from its last `/`.
     pub fn from_path(path: &[u8]) -> Option<Api> {
         let end = path.iter().position(|&byte| byte == b'?');
         let path = path.get(..end.unwrap_or(path.len()))?;
-        match path {
-            b"/v1/completions" => Some(Api::Completions),
-            b"/v1/chat/completions" => Some(Api::ChatCompletions),
-            _ => None,
-        }
+        let (_, api) = PATHS.iter().find(|(suffix, _)| path.ends_with(suffix))?;
+        let versions = path.windows(4).filter(|window| window == b"/v1/").count();
+        let expected = usize::from(*api != Api::SglangGenerate);
+        (versions == expected).then_some(*api)
     }
 }
 
@@ -51,36 +85,35 @@ impl<'a> Request<'a> {
         let fields = Fields::parse(text)?;
         check_text("model", &fields.model)?;
         check_text("cache_salt", &fields.cache_salt)?;
-        let special_by_default = match api {
-            Api::Completions => {
-                fields.check_prompt()?;
-                true
-            }
-            Api::ChatCompletions => {
-                fields.check_chat()?;
-                false
-            }
+        fields.check(api)?;
+        // Whether special tokens and the opening of an answer are added where the request does
+        // not say (vLLM 0.33: `TokenizeParams` and the request models; SGLang's `encode`).
+        let is_chat = some(&fields.messages).is_some();
+        let (special, generation) = match api {
+            Api::ChatCompletions | Api::Messages => (false, true),
+            Api::Embeddings if is_chat => (false, false),
+            _ => (true, true),
         };
-        let echo = flag("echo", &fields.echo, false)?;
+        // Those of other APIs do not have these fields.
+        let has_flags = matches!(api, Api::ChatCompletions | Api::Completions | Api::Embeddings);
+        let flag = |name, value, default| {
+            if has_flags { flag(name, value, default) } else { Ok(default) }
+        };
         Ok(Request {
             api,
             body_bytes: body.len(),
-            add_special_tokens: flag(
-                "add_special_tokens",
-                &fields.add_special_tokens,
-                special_by_default,
-            )?,
+            add_special_tokens: flag("add_special_tokens", &fields.add_special_tokens, special)?,
             add_generation_prompt: flag(
                 "add_generation_prompt",
                 &fields.add_generation_prompt,
-                true,
+                generation,
             )?,
             continue_final_message: flag(
                 "continue_final_message",
                 &fields.continue_final_message,
                 false,
             )?,
-            skips_cache: fields.skips_cache(api, echo),
+            skips_cache: fields.skips_cache(api, flag("echo", &fields.echo, false)?),
             fields,
         })
     }
@@ -98,27 +131,78 @@ impl<'a> Request<'a> {
     /// The ids of a prompt that is one list of token ids; `None` for any other prompt, or when an
     /// id does not fit 32 bits.
     pub fn token_ids(&self) -> Option<Vec<u32>> {
-        let is_cut = |field: &Option<Json<'_>>| !matches!(field, None | Some(Json::Null));
-        if is_cut(&self.fields.truncate_prompt_tokens) || is_cut(&self.fields.prompt_embeds) {
+        if self.refused().is_some() {
             return None;
         }
-        let Some(Json::Array(prompts)) = &self.fields.prompt else { return None };
-        let ids = match prompts.as_slice() {
-            [Json::Array(only)] => only,
-            ids => ids,
-        };
-        let id = |id: &Json<'_>| match id {
-            Json::Int(id) => u32::try_from(*id).ok(),
-            Json::UInt(id) => u32::try_from(*id).ok(),
+        match plain::only_prompt(self) {
+            Ok(Plain::TokenIds(ids)) => plain::ids(ids),
             _ => None,
-        };
-        (!ids.is_empty()).then(|| ids.iter().map(id).collect())?
+        }
     }
 
     /// Whether the engine computes the whole prompt without reading its prefix cache, which it
-    /// does to return logprobs of the prompt: `prompt_logprobs` set, or echo with logprobs.
+    /// does to return logprobs of the prompt: `prompt_logprobs` set, echo with logprobs, or what
+    /// SGLang and the token API call them. Embeddings do read it: vLLM skips it for poolings of
+    /// every token only (`pooling_params.py`, `_set_default_parameters`).
     pub fn skips_cache(&self) -> bool {
         self.skips_cache
+    }
+
+    /// Why the prompt cannot be known from the body, whatever the model.
+    pub(crate) fn refused(&self) -> Option<Refusal> {
+        let fields = &self.fields;
+        let is_set = |field| some(field).is_some();
+        if is_set(&fields.truncate_prompt_tokens)
+            || (self.api == Api::Responses
+                && fields.truncation.as_ref().is_some_and(|t| t.as_str() != Some("disabled")))
+        {
+            return Some(Refusal::TruncatesPrompt);
+        }
+        if is_set(&fields.prompt_embeds) || is_set(&fields.input_embeds) {
+            return Some(Refusal::PromptEmbeds);
+        }
+        let forwarded = some(&fields.kv_transfer_params).and_then(|kv| kv.get("prompt_token_ids"));
+        if forwarded.is_some_and(|ids| *ids != Json::Null) {
+            return Some(Refusal::ForwardedTokenIds);
+        }
+        if is_set(&fields.mm_processor_kwargs) || is_set(&fields.media_io_kwargs) {
+            return Some(Refusal::MediaKwargs);
+        }
+        self.refused_by_api()
+    }
+
+    fn refused_by_api(&self) -> Option<Refusal> {
+        let fields = &self.fields;
+        let is_set = |field| some(field).is_some();
+        match self.api {
+            Api::Completions if is_set(&fields.suffix) => Some(Refusal::Suffix),
+            Api::Responses
+                if is_set(&fields.previous_response_id)
+                    || is_set(&fields.previous_input_messages) =>
+            {
+                Some(Refusal::PreviousResponse)
+            }
+            // vLLM answers 400 to a stored prompt.
+            Api::Responses if is_set(&fields.prompt) => Some(Refusal::PreviousResponse),
+            Api::Embeddings
+                if some(&fields.padding).and_then(Json::as_str) == Some("max_length") =>
+            {
+                Some(Refusal::TruncatesPrompt)
+            }
+            Api::Generate if is_set(&fields.features) || is_set(&fields.content_parts) => {
+                Some(Refusal::MediaPart { kind: "features".to_owned() })
+            }
+            Api::SglangGenerate => {
+                let media = [&fields.image_data, &fields.video_data, &fields.audio_data];
+                if media.into_iter().any(is_set) {
+                    return Some(Refusal::MediaPart { kind: "image_data".to_owned() });
+                }
+                // Both keep blocks apart in ways the index does not follow.
+                (is_set(&fields.lora_path) || is_set(&fields.extra_key))
+                    .then_some(Refusal::OwnNamespace)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -158,9 +242,15 @@ struct FieldsVisitor;
 
 fields! {
     model, cache_salt, prompt_logprobs, echo, logprobs, top_logprobs,
-    prompt, prompt_embeds, truncate_prompt_tokens, add_special_tokens,
+    prompt, suffix, prompt_embeds, truncate_prompt_tokens, add_special_tokens,
     messages, tools, documents, chat_template, chat_template_kwargs, reasoning_effort,
     add_generation_prompt, continue_final_message,
+    kv_transfer_params, mm_processor_kwargs, media_io_kwargs,
+    input, instructions, reasoning, truncation, previous_response_id, previous_input_messages,
+    system, thinking, output_config, max_tokens,
+    padding, token_ids, features, content_parts, sampling_params,
+    text, input_ids, input_embeds, image_data, video_data, audio_data, lora_path, extra_key,
+    return_logprob, logprob_start_len,
 }
 
 impl<'a> Fields<'a> {
@@ -178,44 +268,79 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    fn check_prompt(&self) -> Result<(), BodyError> {
-        let field = "prompt";
-        match some(&self.prompt) {
-            None if some(&self.prompt_embeds).is_some() => Ok(()),
-            None => Err(BodyError::MissingField { field }),
-            Some(Json::Str(_) | Json::Array(_)) => Ok(()),
-            Some(_) => Err(BodyError::WrongType { field }),
+    /// Checks what a request of `api` cannot be without.
+    fn check(&self, api: Api) -> Result<(), BodyError> {
+        let text_or_list = |json: &Json<'_>| matches!(json, Json::Str(_) | Json::Array(_));
+        let list = |json: &Json<'_>| matches!(json, Json::Array(_));
+        match api {
+            Api::Completions if some(&self.prompt_embeds).is_some() => {
+                check("prompt", &self.prompt, text_or_list)
+            }
+            Api::Completions => need("prompt", &self.prompt, text_or_list),
+            Api::ChatCompletions => self.check_chat(),
+            Api::Embeddings if some(&self.messages).is_some() => self.check_chat(),
+            Api::Embeddings => need("input", &self.input, text_or_list),
+            Api::Responses => {
+                check_text("instructions", &self.instructions)?;
+                check("chat_template_kwargs", &self.chat_template_kwargs, is_object)?;
+                check("reasoning", &self.reasoning, is_object)?;
+                need("input", &self.input, text_or_list)
+            }
+            Api::Messages => {
+                check("chat_template_kwargs", &self.chat_template_kwargs, is_object)?;
+                check("tools", &self.tools, list)?;
+                check("system", &self.system, text_or_list)?;
+                need("model", &self.model, |json| json.as_str().is_some_and(|m| !m.is_empty()))?;
+                need("max_tokens", &self.max_tokens, |json| matches!(json, Json::Int(_)))?;
+                need("messages", &self.messages, list)
+            }
+            Api::Generate => need("token_ids", &self.token_ids, list),
+            Api::SglangGenerate if some(&self.text).is_some() => {
+                check("text", &self.text, text_or_list)
+            }
+            Api::SglangGenerate if some(&self.input_embeds).is_some() => Ok(()),
+            Api::SglangGenerate => need("input_ids", &self.input_ids, list),
         }
     }
 
     fn check_chat(&self) -> Result<(), BodyError> {
-        let field = "messages";
-        let messages = match some(&self.messages) {
-            None => return Err(BodyError::MissingField { field }),
-            Some(Json::Array(messages)) => messages,
-            Some(_) => return Err(BodyError::WrongType { field }),
-        };
-        for message in messages {
-            if message.get("role").and_then(Json::as_str).is_none() {
-                return Err(BodyError::WrongType { field });
+        need("messages", &self.messages, |json| match json {
+            Json::Array(messages) => {
+                messages.iter().all(|m| m.get("role").and_then(Json::as_str).is_some())
             }
-        }
-        check("tools", &self.tools, |j| matches!(j, Json::Array(_)))?;
-        check("documents", &self.documents, |j| matches!(j, Json::Array(_)))?;
-        check("chat_template_kwargs", &self.chat_template_kwargs, |j| {
-            matches!(j, Json::Object(_))
+            _ => false,
         })?;
+        check("tools", &self.tools, |json| matches!(json, Json::Array(_)))?;
+        check("documents", &self.documents, |json| matches!(json, Json::Array(_)))?;
+        check("chat_template_kwargs", &self.chat_template_kwargs, is_object)?;
         check_text("reasoning_effort", &self.reasoning_effort)
     }
 
     fn skips_cache(&self, api: Api, echo: bool) -> bool {
-        let echoed = match api {
-            Api::Completions => some(&self.logprobs).is_some(),
+        let is_true = |json: &Json<'_>| matches!(json, Json::Bool(true));
+        match api {
+            Api::Completions => {
+                some(&self.prompt_logprobs).is_some() || (echo && some(&self.logprobs).is_some())
+            }
             // `top_logprobs` is 0 unless the request says null: vLLM then asks for the
             // logprobs of the prompt's own tokens.
-            Api::ChatCompletions => !matches!(self.top_logprobs, Some(Json::Null)),
-        };
-        some(&self.prompt_logprobs).is_some() || (echo && echoed)
+            Api::ChatCompletions => {
+                some(&self.prompt_logprobs).is_some()
+                    || (echo && !matches!(self.top_logprobs, Some(Json::Null)))
+            }
+            Api::Generate => some(&self.sampling_params).is_some_and(|params| {
+                ["prompt_logprobs", "prompt_logprob_token_ids"]
+                    .iter()
+                    .any(|name| params.get_some(name).is_some())
+                    || params.get("skip_reading_prefix_cache").is_some_and(is_true)
+            }),
+            // SGLang reads its cache up to where the logprobs start.
+            Api::SglangGenerate => {
+                some(&self.return_logprob).is_some_and(is_true)
+                    && !matches!(some(&self.logprob_start_len), None | Some(Json::Int(-1)))
+            }
+            Api::Responses | Api::Messages | Api::Embeddings => false,
+        }
     }
 }
 
@@ -233,6 +358,22 @@ fn check(
         Some(json) if !accepts(json) => Err(BodyError::WrongType { field }),
         _ => Ok(()),
     }
+}
+
+/// Like [`check`], of a field that must be there.
+fn need(
+    field: &'static str,
+    value: &Option<Json<'_>>,
+    accepts: impl Fn(&Json<'_>) -> bool,
+) -> Result<(), BodyError> {
+    match some(value) {
+        None => Err(BodyError::MissingField { field }),
+        Some(_) => check(field, value, accepts),
+    }
+}
+
+fn is_object(json: &Json<'_>) -> bool {
+    matches!(json, Json::Object(_))
 }
 
 fn check_text(field: &'static str, value: &Option<Json<'_>>) -> Result<(), BodyError> {

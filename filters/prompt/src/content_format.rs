@@ -1,11 +1,11 @@
 //! Whether a template wants message contents as strings or as lists of parts.
 //!
 //! vLLM decides on Jinja's syntax tree (`renderers/hf.py`, `_detect_content_format`): a template
-//! with a loop over `message.content`, where `message` is the variable of a loop over `messages`
-//! or a variable assigned from it, wants parts ("openai"); any other wants a string. minijinja's
-//! tree is not public, so the same rule runs here on the text of the `for` and `set` tags. It
-//! differs from vLLM only for expressions in parentheses or tags with quoted `%}`, where the
-//! answer is "string".
+//! with a loop over `message.content` wants parts ("openai"), any other a string. `message` is the
+//! variable of a loop over `messages`, or over a variable or namespace member assigned from it; a
+//! macro's parameter that is given `message.content`, and a variable called `content`, count as
+//! such contents. minijinja's tree is not public, so the same rules run here on the text of the
+//! tags. They differ from vLLM's only for tags with a quoted `%}`.
 
 /// The form of `message.content`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,53 +18,145 @@ pub(crate) enum ContentFormat {
 
 /// The format `template` wants.
 pub(crate) fn detect(template: &str) -> ContentFormat {
-    let mut assignments = Vec::new();
-    let mut loops = Vec::new();
-    for tag in tags(template) {
-        if let Some(rest) = keyword(tag, "set")
-            && let Some((target, value)) = rest.split_once('=')
-        {
-            assignments.push((target.trim(), value.trim()));
-        } else if let Some(rest) = keyword(tag, "for")
-            && let Some((target, iterated)) = rest.split_once(" in ")
-        {
-            let end = [" if ", " recursive"];
-            let end = end.iter().filter_map(|word| iterated.find(word)).min();
-            let iterated = iterated.get(..end.unwrap_or(iterated.len()));
-            loops.push((target.trim(), iterated.unwrap_or_default().trim()));
-        }
-    }
-
-    // Breadth first, as vLLM does; each name is looked at once.
-    let mut message_lists = vec!["messages"];
-    let mut next = 0;
-    while let Some(&name) = message_lists.get(next) {
-        next += 1;
-        for &(target, value) in &assignments {
-            if accesses(value, name, None) {
-                if !is_name(target) {
-                    // An assignment to an attribute ends vLLM's search with an exception.
-                    return ContentFormat::String;
-                }
-                if !message_lists.contains(&target) {
-                    message_lists.push(target);
-                }
-            }
-        }
-    }
-    let mut message_names = Vec::new();
-    for &(target, iterated) in &loops {
-        if message_lists.iter().any(|name| accesses(iterated, name, None)) {
-            if !is_name(target) {
+    let template = without_comments(template);
+    let template = template.as_str();
+    let source = Source::read(template);
+    let lists = source.message_lists();
+    let mut messages = Vec::new();
+    for found in &source.loops {
+        if lists.iter().any(|name| accesses(found.iterated, name, None)) {
+            if !is_name(found.target) {
+                // vLLM's search ends with an exception.
                 return ContentFormat::String;
             }
-            message_names.push(target);
+            messages.push(found.target);
         }
     }
-    let over_content = loops.iter().any(|(_, iterated)| {
-        message_names.iter().any(|name| accesses(iterated, name, Some("content")))
-    });
-    if over_content { ContentFormat::OpenAi } else { ContentFormat::String }
+    let is_content =
+        |value: &str| messages.iter().any(|name| accesses(value, name, Some("content")));
+    for found in &source.loops {
+        let over_parts = is_content(found.iterated)
+            || match found.in_macro.and_then(|at| source.macros.get(at)) {
+                None => found.iterated == "content",
+                Some(defined) => {
+                    is_name(found.iterated)
+                        && defined.is_given(found.iterated, template, is_content)
+                }
+            };
+        if over_parts {
+            let is_plain = is_name(found.target);
+            return if is_plain { ContentFormat::OpenAi } else { ContentFormat::String };
+        }
+    }
+    ContentFormat::String
+}
+
+/// What of a template matters here.
+#[derive(Default)]
+struct Source<'t> {
+    assignments: Vec<(&'t str, &'t str)>,
+    loops: Vec<Loop<'t>>,
+    macros: Vec<Macro<'t>>,
+}
+
+struct Loop<'t> {
+    target: &'t str,
+    iterated: &'t str,
+    /// Index of the innermost macro around it.
+    in_macro: Option<usize>,
+}
+
+struct Macro<'t> {
+    name: &'t str,
+    parameters: Vec<&'t str>,
+}
+
+impl<'t> Source<'t> {
+    fn read(template: &'t str) -> Source<'t> {
+        let mut source = Source::default();
+        let mut open_macros = Vec::new();
+        for tag in tags(template) {
+            if let Some(rest) = keyword(tag, "set")
+                && let Some((target, value)) = rest.split_once('=')
+            {
+                source.assignments.push((target.trim(), value.trim()));
+            } else if let Some(rest) = keyword(tag, "for")
+                && let Some((target, iterated)) = rest.split_once(" in ")
+            {
+                let end = [" if ", " recursive"];
+                let end = end.iter().filter_map(|word| iterated.find(word)).min();
+                let iterated = iterated.get(..end.unwrap_or(iterated.len())).unwrap_or_default();
+                source.loops.push(Loop {
+                    target: target.trim(),
+                    iterated: without_parentheses(iterated.trim()),
+                    in_macro: open_macros.last().copied(),
+                });
+            } else if let Some(rest) = keyword(tag, "macro") {
+                let (name, after) = rest.trim_start().split_at(name_end(rest.trim_start()));
+                let inside =
+                    bracketed(after.trim_start(), '(', ')').map_or("", |(inside, _)| inside);
+                let parameters = arguments(inside).map(|(key, value)| key.unwrap_or(value));
+                open_macros.push(source.macros.len());
+                source.macros.push(Macro { name, parameters: parameters.collect() });
+            } else if tag.starts_with("endmacro") {
+                open_macros.pop();
+            }
+        }
+        source
+    }
+
+    /// `messages` and what is assigned from it, breadth first; each name is looked at once.
+    fn message_lists(&self) -> Vec<String> {
+        let mut lists = vec!["messages".to_owned()];
+        let mut next = 0;
+        while let Some(name) = lists.get(next).cloned() {
+            next += 1;
+            for &(target, value) in &self.assignments {
+                let mut found = Vec::new();
+                if accesses(value, &name, None) {
+                    found.push(target.to_owned());
+                } else if let Some(rest) = value.strip_prefix("namespace")
+                    && let Some((inside, _)) = bracketed(rest.trim_start(), '(', ')')
+                {
+                    let members = arguments(inside).filter_map(|(key, value)| {
+                        accesses(value, &name, None).then_some(key).flatten()
+                    });
+                    found.extend(members.map(|member| format!("{target}.{member}")));
+                }
+                for alias in found {
+                    let is_alias = alias.split('.').all(is_name);
+                    if is_alias && !lists.contains(&alias) {
+                        lists.push(alias);
+                    }
+                }
+            }
+        }
+        lists
+    }
+}
+
+impl Macro<'_> {
+    /// Whether some call of the macro gives `parameter` a value that `is_content`.
+    fn is_given(&self, parameter: &str, template: &str, is_content: impl Fn(&str) -> bool) -> bool {
+        let Some(position) = self.parameters.iter().position(|name| *name == parameter) else {
+            return false;
+        };
+        template.match_indices(self.name).any(|(at, name)| {
+            let (before, after) = (template.get(..at), template.get(at + name.len()..));
+            let is_inside = before.is_some_and(|b| {
+                b.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.')
+            });
+            let call = after.and_then(|after| bracketed(after.trim_start(), '(', ')'));
+            let Some((inside, _)) = call.filter(|_| !is_inside) else { return false };
+            arguments(inside).enumerate().any(|(index, (key, value))| {
+                let is_this = match key {
+                    Some(key) => key == parameter,
+                    None => index == position,
+                };
+                is_this && is_content(value)
+            })
+        })
+    }
 }
 
 /// The insides of all `{% ... %}`, without white-space marks.
@@ -72,6 +164,54 @@ fn tags(template: &str) -> impl Iterator<Item = &str> {
     template.split("{%").skip(1).filter_map(|rest| {
         let (inside, _) = rest.split_once("%}")?;
         Some(inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+'))
+    })
+}
+
+fn without_comments(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, comment)) = rest.split_once("{#") {
+        out.push_str(before);
+        rest = comment.split_once("#}").map_or("", |(_, after)| after);
+    }
+    out.push_str(rest);
+    out
+}
+
+fn without_parentheses(expression: &str) -> &str {
+    match bracketed(expression, '(', ')') {
+        Some((inside, "")) => without_parentheses(inside.trim()),
+        _ => expression,
+    }
+}
+
+/// The arguments of a call: name and value, split at commas outside brackets and quotes.
+fn arguments(inside: &str) -> impl Iterator<Item = (Option<&str>, &str)> {
+    let mut rest = Some(inside);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (mut depth, mut quote) = (0_usize, None);
+        let end = text.char_indices().find(|&(_, c)| {
+            match (quote, c) {
+                (Some(open), c) if c == open => quote = None,
+                (Some(_), _) => {}
+                (None, '\'' | '"') => quote = Some(c),
+                (None, '(' | '[' | '{') => depth += 1,
+                (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
+                (None, ',') => return depth == 0,
+                _ => {}
+            }
+            false
+        });
+        let at = end.map_or(text.len(), |(at, _)| at);
+        rest = end.and_then(|_| text.get(at + 1..));
+        let argument = text.get(..at)?.trim();
+        Some(match argument.split_once('=') {
+            Some((key, value)) if is_name(key.trim()) && !value.starts_with('=') => {
+                (Some(key.trim()), value.trim())
+            }
+            _ => (None, argument),
+        })
     })
 }
 
@@ -89,7 +229,7 @@ fn name_end(text: &str) -> usize {
 
 /// Whether `expression` is `name`, or `name.key` with a key, or slices, filters or tests of it.
 fn accesses(expression: &str, name: &str, key: Option<&str>) -> bool {
-    let Some(mut rest) = expression.strip_prefix(name) else {
+    let Some(mut rest) = without_parentheses(expression).strip_prefix(name) else {
         return false;
     };
     if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_') {
@@ -198,6 +338,25 @@ mod tests {
     }
 
     #[test]
+    fn contents_are_followed_into_macros_and_by_name() {
+        use ContentFormat::{OpenAi, String};
+        let in_macro = |call: &str| {
+            format!(
+                "{{% macro show(role, parts='x', n=1) %}}{{% for p in parts %}}{{{{ p }}}}{{% endfor %}}{{% endmacro %}}{{% for m in messages %}}{{{{ {call} }}}}{{% endfor %}}"
+            )
+        };
+        check(&in_macro("show(m.role, m.content)"), OpenAi);
+        check(&in_macro("show(m.role, parts=m['content'])"), OpenAi);
+        check(&in_macro("show(f(1, ','), m.content | trim)"), OpenAi);
+        check(&in_macro("show(m.content)"), String);
+        check(&in_macro("reshow(m.role, m.content)"), String);
+        check("{% for x in content %}{% endfor %}", OpenAi);
+        check("{% macro f(content) %}{% for x in content %}{% endfor %}{% endmacro %}", String);
+        check("{# {% for x in content %} #}{% for x in contents %}{% endfor %}", String);
+        check("{% for k, v in content %}{% endfor %}", String);
+    }
+
+    #[test]
     fn messages_are_followed_through_assignments() {
         let check = |set: &str, list: &str, expected| {
             let template = format!(
@@ -209,7 +368,10 @@ mod tests {
         check("set rest = messages[1:]", "rest | reverse", ContentFormat::OpenAi);
         check("set x = messages %}{% set y = x[2:]", "y", ContentFormat::OpenAi);
         check("set rest = messages[0]", "rest", ContentFormat::String);
-        check("set ns.rest = messages", "messages", ContentFormat::String);
+        check("set ns.rest = messages", "ns.rest", ContentFormat::OpenAi);
+        check("set ns.rest = messages", "ns.other", ContentFormat::String);
+        check("set ns = namespace(n=1, rest=messages[1:])", "ns.rest", ContentFormat::OpenAi);
+        check("set a, b = messages, 1", "a", ContentFormat::String);
         check("set a = messages %}{% set messages = a", "a", ContentFormat::OpenAi);
     }
 }

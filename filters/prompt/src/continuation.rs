@@ -21,7 +21,7 @@ pub(crate) fn mark(conversation: &mut [Message<'_>], template: &str) -> Result<S
     let last = conversation.last_mut().ok_or(Refusal::NoPrompt)?;
     let text = match &mut last.content {
         Content::Text(text) => text,
-        Content::Parts(parts) => parts.last_mut().ok_or(refused("no text part"))?,
+        Content::Parts(parts) => &mut parts.last_mut().ok_or(refused("no text part"))?.text,
     };
     let unmarked = text.to_string();
     *text = Cow::Owned(format!("{unmarked}{TAG}"));

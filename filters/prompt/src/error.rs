@@ -82,6 +82,35 @@ pub enum Refusal {
     /// The engine would cut the prompt, by default from its start.
     #[error("request truncates its prompt")]
     TruncatesPrompt,
+    /// The prompt's token ids come with `kv_transfer_params`.
+    #[error("request forwards the token ids of its prompt")]
+    ForwardedTokenIds,
+    /// `mm_processor_kwargs` or `media_io_kwargs`, which an engine may or may not trust.
+    #[error("request sets arguments of the media processor")]
+    MediaKwargs,
+    /// A completion with text behind it: the engine fills in by rules of the model's own.
+    #[error("request has a suffix")]
+    Suffix,
+    /// The conversation's start is in the engine's memory.
+    #[error("request goes on from a stored response")]
+    PreviousResponse,
+    /// The request names an adapter or a cache key in the engine's own terms.
+    #[error("request has a cache namespace of the engine's own")]
+    OwnNamespace,
+    /// An item of a Responses input, or a block of an Anthropic message, that is not text.
+    #[error("request has an item of type {kind}")]
+    UnsupportedItem {
+        /// Its `type`.
+        kind: String,
+    },
+    /// The model's prompts come from code of the engine's, not from its chat template.
+    #[error("model has a prompt format of its own: {format}")]
+    ForeignFormat {
+        /// Which one.
+        format: &'static str,
+        /// Its name for counters.
+        reason: &'static str,
+    },
     /// The request brings its own template, which the engine may or may not trust.
     #[error("request has its own chat template")]
     RequestChatTemplate,
@@ -168,6 +197,13 @@ impl Refusal {
             Refusal::NoPrompt => "no_prompt",
             Refusal::PromptEmbeds => "prompt_embeds",
             Refusal::TruncatesPrompt => "truncate_prompt_tokens",
+            Refusal::ForwardedTokenIds => "forwarded_token_ids",
+            Refusal::MediaKwargs => "media_kwargs",
+            Refusal::Suffix => "suffix",
+            Refusal::PreviousResponse => "previous_response",
+            Refusal::OwnNamespace => "own_namespace",
+            Refusal::UnsupportedItem { .. } => "unsupported_item",
+            Refusal::ForeignFormat { reason, .. } => reason,
             Refusal::RequestChatTemplate => "request_chat_template",
             Refusal::ReservedTemplateKwarg { .. } => "reserved_template_kwarg",
             Refusal::MediaPart { .. } => "media_part",

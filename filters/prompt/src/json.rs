@@ -39,6 +39,25 @@ impl<'a> Json<'a> {
         self.get(key).filter(|value| !matches!(value, Json::Null))
     }
 
+    /// The same value, borrowing its strings.
+    pub(crate) fn reborrow(&self) -> Json<'_> {
+        match self {
+            Json::Null => Json::Null,
+            Json::Bool(value) => Json::Bool(*value),
+            Json::Int(value) => Json::Int(*value),
+            Json::UInt(value) => Json::UInt(*value),
+            Json::Float(value) => Json::Float(*value),
+            Json::Str(text) => Json::Str(Cow::Borrowed(text)),
+            Json::Array(items) => Json::Array(items.iter().map(Json::reborrow).collect()),
+            Json::Object(pairs) => Json::Object(
+                pairs
+                    .iter()
+                    .map(|(key, value)| (Cow::Borrowed(key.as_ref()), value.reborrow()))
+                    .collect(),
+            ),
+        }
+    }
+
     pub(crate) fn as_str(&self) -> Option<&str> {
         match self {
             Json::Str(text) => Some(text),

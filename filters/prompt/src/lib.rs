@@ -1,8 +1,8 @@
 //! Request bodies to the prompt bytes an engine would see.
 //!
-//! A [`Request`] is parsed from the body of `/v1/completions` or `/v1/chat/completions`; a
-//! [`Renderer`], compiled once per model from a [`ModelSpec`], turns it into the [`Prompt`] that
-//! vLLM would tokenise. The reference for every rule here is vLLM 0.33 with transformers 5.24
+//! A [`Request`] is parsed from the body of one of the [`Api`]s; a [`Renderer`], compiled once per
+//! model from a [`ModelSpec`], turns it into the [`Prompt`] that vLLM would tokenise (for
+//! `/generate`, SGLang). The reference for every rule here is vLLM 0.33 with transformers 5.24
 //! and Jinja2 3.1.6; `tests/golden/prompt` holds their output.
 //!
 //! What cannot or must not be matched in the gateway is a [`Refusal`] and never a guess: such a
@@ -14,15 +14,20 @@
 )]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that fails should say where"))]
 
+mod anthropic;
 mod body;
+mod chat;
 mod content_format;
 mod continuation;
 mod error;
 mod json;
 mod messages;
 mod number;
+mod plain;
 mod python;
 mod renderer;
+mod responses;
+mod source;
 mod spec;
 mod template;
 mod text_mode;
@@ -33,5 +38,5 @@ mod tools;
 pub use body::{Api, Request};
 pub use error::{BodyError, Refusal, TemplateError};
 pub use renderer::{Prompt, Renderer};
-pub use spec::{AddedToken, ModelSpec, Normalizer, SegmentPrefix};
+pub use spec::{AddedToken, ModelSpec, Normalizer, PromptFormat, SegmentPrefix};
 pub use text_mode::{TextMode, control_token_bytes};

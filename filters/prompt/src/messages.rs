@@ -24,26 +24,33 @@ pub(crate) struct Message<'r> {
 #[derive(Debug)]
 pub(crate) enum Content<'r> {
     Text(Cow<'r, str>),
-    Parts(Vec<Cow<'r, str>>),
+    Parts(Vec<Part<'r>>),
+}
+
+/// A text part with the keys that are not the engine's, which it hands on.
+#[derive(Debug, Default)]
+pub(crate) struct Part<'r> {
+    pub(crate) text: Cow<'r, str>,
+    extra: Vec<(&'r str, Value)>,
 }
 
 impl<'r> Content<'r> {
     fn text(&self) -> Cow<'_, str> {
         match self {
             Content::Text(text) => Cow::Borrowed(text),
-            Content::Parts(parts) => Cow::Owned(parts.join("\n")),
+            Content::Parts(parts) => Cow::Owned(joined(parts)),
         }
     }
 
-    fn from_texts(texts: Vec<Cow<'r, str>>, format: ContentFormat) -> Content<'r> {
+    fn from_parts(parts: Vec<Part<'r>>, format: ContentFormat) -> Content<'r> {
         match format {
-            ContentFormat::OpenAi => Content::Parts(texts),
+            ContentFormat::OpenAi => Content::Parts(parts),
             ContentFormat::String => {
                 // vLLM drops empty texts before it joins.
-                let mut texts: Vec<_> = texts.into_iter().filter(|t| !t.is_empty()).collect();
-                match texts.len() {
-                    1 => Content::Text(texts.swap_remove(0)),
-                    _ => Content::Text(Cow::Owned(texts.join("\n"))),
+                let mut parts: Vec<_> = parts.into_iter().filter(|p| !p.text.is_empty()).collect();
+                match parts.len() {
+                    1 => Content::Text(parts.swap_remove(0).text),
+                    _ => Content::Text(Cow::Owned(joined(&parts))),
                 }
             }
         }
@@ -54,10 +61,18 @@ impl<'r> Content<'r> {
             Content::Text(text) => Value::from(text.as_ref()),
             Content::Parts(parts) => parts
                 .iter()
-                .map(|text| Value::from_pairs([("type", "text"), ("text", text)]))
+                .map(|part| {
+                    let own = [("type", Value::from("text")), ("text", Value::from(&*part.text))];
+                    Value::from_pairs(own.into_iter().chain(part.extra.iter().cloned()))
+                })
                 .collect(),
         }
     }
+}
+
+fn joined(parts: &[Part<'_>]) -> String {
+    let texts: Vec<&str> = parts.iter().map(|part| &*part.text).collect();
+    texts.join("\n")
 }
 
 impl Message<'_> {
@@ -73,38 +88,45 @@ impl Message<'_> {
     }
 }
 
-/// Normalises a conversation. `knows_developer` says whether the template has that role; without
-/// it, developer messages become system messages.
+/// How a template wants its messages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    pub(crate) format: ContentFormat,
+    /// It has that role; without it, developer messages become system messages.
+    pub(crate) knows_developer: bool,
+    /// The messages went through the types of the chat API, which put known keys first.
+    pub(crate) typed: bool,
+}
+
+/// Normalises a conversation.
 pub(crate) fn normalise<'r>(
     messages: &'r [Json<'_>],
-    format: ContentFormat,
-    knows_developer: bool,
+    form: Form,
 ) -> Result<Vec<Message<'r>>, Refusal> {
     let mut conversation = Vec::with_capacity(messages.len());
     for message in messages {
-        conversation.push(normalise_message(message, format)?);
+        conversation.push(normalise_message(message, form)?);
     }
-    if !knows_developer {
-        demote_developers(&mut conversation, format);
+    if !form.knows_developer {
+        demote_developers(&mut conversation);
     }
     Ok(conversation)
 }
 
-fn normalise_message<'r>(
-    message: &'r Json<'_>,
-    format: ContentFormat,
-) -> Result<Message<'r>, Refusal> {
+fn normalise_message<'r>(message: &'r Json<'_>, form: Form) -> Result<Message<'r>, Refusal> {
     let role = text_of(message, "role")?.ok_or(malformed("role"))?;
-    let mut texts = match message.get_some("content") {
+    let mut parts = match message.get_some("content") {
         None => Vec::new(),
-        Some(Json::Str(text)) => vec![Cow::Borrowed(text.as_ref())],
-        Some(Json::Array(parts)) => texts_of(parts)?,
+        Some(Json::Str(text)) => {
+            vec![Part { text: Cow::Borrowed(text.as_ref()), extra: Vec::new() }]
+        }
+        Some(Json::Array(parts)) => parts_of(parts, form.format)?,
         Some(_) => return Err(malformed("content")),
     };
     if role == "system" {
-        texts = without_billing_header(texts);
+        parts = without_billing_header(parts);
     }
-    let mut content = Content::from_texts(texts, format);
+    let mut content = Content::from_parts(parts, form.format);
     let mut rest = Vec::new();
     let mut thinking = None;
     match role {
@@ -114,8 +136,10 @@ fn normalise_message<'r>(
                     return Err(malformed("tool_calls"));
                 };
                 if !calls.is_empty() {
-                    let calls: Vec<Value> =
-                        calls.iter().map(tool_call).collect::<Result<_, _>>()?;
+                    let calls: Vec<Value> = calls
+                        .iter()
+                        .map(|call| tool_call(call, form.typed))
+                        .collect::<Result<_, _>>()?;
                     rest.push(("tool_calls", Value::from(calls)));
                 }
             }
@@ -134,7 +158,7 @@ fn normalise_message<'r>(
             }
             // Unlike in the string format, empty texts are joined too.
             if let Content::Parts(parts) = &content {
-                content = Content::Text(Cow::Owned(parts.join("\n")));
+                content = Content::Text(Cow::Owned(joined(parts)));
             }
         }
         "developer" if message.get_some("tools").is_some() => return Err(malformed("tools")),
@@ -161,12 +185,35 @@ fn text_of<'r>(object: &'r Json<'_>, field: &'static str) -> Result<Option<&'r s
     }
 }
 
-/// The texts of content parts; a text that is null is skipped.
-fn texts_of<'r>(parts: &'r [Json<'_>]) -> Result<Vec<Cow<'r, str>>, Refusal> {
-    let mut texts = Vec::with_capacity(parts.len());
-    for part in parts {
+/// What the types of the chat API name; other keys of a part are handed on to the template
+/// (vLLM `chat_utils/chat_message.py`, `_KNOWN_CONTENT_PART_FIELDS`).
+const PART_FIELDS: [&str; 18] = [
+    "audio_embeds",
+    "audio_url",
+    "closed",
+    "data",
+    "file",
+    "image_embeds",
+    "image_pil",
+    "image_url",
+    "input_audio",
+    "name",
+    "prompt_cache_breakpoint",
+    "refusal",
+    "text",
+    "thinking",
+    "type",
+    "uuid",
+    "video_embeds",
+    "video_url",
+];
+
+/// The text parts of a content; one whose text is null is skipped.
+fn parts_of<'r>(list: &'r [Json<'_>], format: ContentFormat) -> Result<Vec<Part<'r>>, Refusal> {
+    let mut parts = Vec::with_capacity(list.len());
+    for part in list {
         if let Json::Str(text) = part {
-            texts.push(Cow::Borrowed(text.as_ref()));
+            parts.push(Part { text: Cow::Borrowed(text.as_ref()), extra: Vec::new() });
             continue;
         }
         let kind = text_of(part, "type")?.unwrap_or("");
@@ -187,64 +234,88 @@ fn texts_of<'r>(parts: &'r [Json<'_>]) -> Result<Vec<Cow<'r, str>>, Refusal> {
             return Err(malformed("uuid"));
         }
         match text_of(part, field)? {
-            Some(text) => texts.push(Cow::Borrowed(text)),
+            Some(text) => {
+                let extra = match format {
+                    ContentFormat::String => Vec::new(),
+                    ContentFormat::OpenAi => extra_fields(part)?,
+                };
+                parts.push(Part { text: Cow::Borrowed(text), extra });
+            }
             None if matches!(kind, "text" | "refusal") => {}
             None => return Err(malformed("text")),
         }
     }
-    Ok(texts)
+    Ok(parts)
+}
+
+fn extra_fields<'r>(part: &'r Json<'_>) -> Result<Vec<(&'r str, Value)>, Refusal> {
+    let Json::Object(pairs) = part else { return Ok(Vec::new()) };
+    pairs
+        .iter()
+        .filter(|(key, _)| !PART_FIELDS.contains(&key.as_ref()))
+        .map(|(key, value)| Ok((key.as_ref(), value.to_value()?)))
+        .collect()
 }
 
 /// Claude Code's first line, different in every request. vLLM drops it from system texts.
-fn without_billing_header(texts: Vec<Cow<'_, str>>) -> Vec<Cow<'_, str>> {
-    let mut kept = Vec::with_capacity(texts.len());
-    for text in texts {
-        if !text.starts_with("x-anthropic-billing-header") {
-            kept.push(text);
+fn without_billing_header(parts: Vec<Part<'_>>) -> Vec<Part<'_>> {
+    let mut kept = Vec::with_capacity(parts.len());
+    for part in parts {
+        if !part.text.starts_with("x-anthropic-billing-header") {
+            kept.push(part);
             continue;
         }
-        match text.split_once('\n') {
-            Some((_, rest)) if !rest.is_empty() => kept.push(Cow::Owned(rest.to_owned())),
+        match part.text.split_once('\n') {
+            Some((_, rest)) if !rest.is_empty() => {
+                kept.push(Part { text: Cow::Owned(rest.to_owned()), ..part });
+            }
             _ => {}
         }
     }
     kept
 }
 
-/// A tool call with its arguments as an object, at the place the client wrote them.
-fn tool_call(call: &Json<'_>) -> Result<Value, Refusal> {
+/// A tool call with its arguments as an object. The types of the chat API put the keys they know
+/// in an order of their own, whatever the client's.
+fn tool_call(call: &Json<'_>, typed: bool) -> Result<Value, Refusal> {
     let Json::Object(fields) = call else {
         return Err(malformed("tool_calls"));
     };
-    match call.get("type") {
-        None => {}
-        Some(Json::Str(kind)) if kind == "function" => {}
-        Some(_) => return Err(malformed("tool_calls.type")),
+    let required = |object: &Json<'_>, key: &str, field: &'static str| {
+        object.get(key).and_then(Json::as_str).map(str::to_owned).ok_or(malformed(field))
+    };
+    if required(call, "type", "tool_calls.type")? != "function" {
+        return Err(malformed("tool_calls.type"));
     }
+    let id = Value::from(required(call, "id", "tool_calls.id")?);
     let Some(function @ Json::Object(function_fields)) = call.get("function") else {
         return Err(malformed("tool_calls.function"));
     };
+    let name = Value::from(required(function, "name", "tool_calls.function.name")?);
     let arguments = match function.get("arguments") {
+        // The types ask for a string, but the parser behind them takes an object.
         Some(object @ Json::Object(_)) => object.to_value()?,
         Some(Json::Str(text)) => parse_arguments(text)?,
-        _ => empty_object(),
+        _ => return Err(malformed("tool_calls.function.arguments")),
     };
-    let mut function = Vec::with_capacity(function_fields.len() + 1);
-    for (key, value) in function_fields {
-        match key.as_ref() {
-            "arguments" => function.push(("arguments", arguments.clone())),
-            key => function.push((key, value.to_value()?)),
-        }
+    let mut pairs = [("arguments", arguments), ("name", name)];
+    if !typed {
+        pairs.reverse();
     }
-    function.push(("arguments", arguments));
-    let function = Value::from_pairs(function);
+    let function = with_others(pairs.to_vec(), function_fields)?;
+    with_others(vec![("id", id), ("function", function), ("type", Value::from("function"))], fields)
+}
 
-    let mut pairs = Vec::with_capacity(fields.len());
+/// The pairs, then the other fields as the client wrote them.
+fn with_others<'r>(
+    mut pairs: Vec<(&'r str, Value)>,
+    fields: &'r [(Cow<'_, str>, Json<'_>)],
+) -> Result<Value, Refusal> {
+    let known = pairs.len();
     for (key, value) in fields {
-        match (key.as_ref(), value) {
-            ("function", _) => pairs.push(("function", function.clone())),
-            // transformers drops nulls from messages, not from what is inside them.
-            (key, value) => pairs.push((key, value.to_value()?)),
+        let is_known = pairs.iter().take(known).any(|(name, _)| name == key);
+        if !is_known {
+            pairs.push((key, value.to_value()?));
         }
     }
     Ok(Value::from_pairs(pairs))
@@ -275,7 +346,7 @@ fn parse_arguments(text: &str) -> Result<Value, Refusal> {
 
 /// vLLM's rule for templates without a developer role: developer messages become system messages,
 /// and if a system message then stands anywhere but first, all of them become one leading message.
-fn demote_developers(conversation: &mut Vec<Message<'_>>, format: ContentFormat) {
+fn demote_developers(conversation: &mut Vec<Message<'_>>) {
     let mut demoted = false;
     for message in conversation.iter_mut() {
         if message.role == "developer" {
@@ -294,7 +365,8 @@ fn demote_developers(conversation: &mut Vec<Message<'_>>, format: ContentFormat)
         .filter(|text| !text.is_empty())
         .collect();
     conversation.retain(|message| message.role != "system");
-    let content = Content::from_texts(vec![Cow::Owned(texts.join("\n\n"))], format);
+    // A string also where the template wants parts.
+    let content = Content::Text(Cow::Owned(texts.join("\n\n")));
     let leading = Message { role: "system", content, thinking: None, rest: Vec::new() };
     conversation.insert(0, leading);
 }

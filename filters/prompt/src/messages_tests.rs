@@ -5,7 +5,8 @@ use super::*;
 /// Normalises `messages`; the expected text is `json.dumps` of what transformers hands to Jinja.
 fn check_as(messages: &str, format: ContentFormat, developer: bool, expected: Result<&str, &str>) {
     let json: Vec<Json<'_>> = serde_json::from_str(messages).unwrap();
-    let got = normalise(&json, format, developer).map(|conversation| {
+    let form = Form { format, knows_developer: developer, typed: true };
+    let got = normalise(&json, form).map(|conversation| {
         let values: Value = conversation.iter().map(Message::to_value).collect();
         crate::tojson::tojson(&values, Rest(Vec::new())).unwrap().to_string()
     });
@@ -75,7 +76,7 @@ fn tool_call_arguments_become_objects() {
                 r#"[{{"role":"assistant","tool_calls":[{{"id":"1","type":"function","function":{{"name":"f"{arguments}}}}}]}}]"#
             ),
             Ok(&format!(
-                r#"[{{"role": "assistant", "content": "", "tool_calls": [{{"id": "1", "type": "function", "function": {{"name": "f", "arguments": {expected}}}}}]}}]"#
+                r#"[{{"role": "assistant", "content": "", "tool_calls": [{{"id": "1", "function": {{"arguments": {expected}, "name": "f"}}, "type": "function"}}]}}]"#
             )),
         );
     };
@@ -84,8 +85,17 @@ fn tool_call_arguments_become_objects() {
     call(r#","arguments":"""#, "{}");
     call(r#","arguments":"{\"cut\":""#, "{}");
     call(r#","arguments":"[1]""#, "{}");
-    call(r#","arguments":null"#, "{}");
-    call("", "{}");
+}
+
+#[test]
+fn known_keys_of_tool_calls_come_first_in_the_order_of_their_types() {
+    let messages = r#"[{"role":"assistant","tool_calls":[{"index":0,"function":{"z":1,"name":"f","arguments":"{}","a":2},"type":"function","id":"1"}]}]"#;
+    check(
+        messages,
+        Ok(
+            r#"[{"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"arguments": {}, "name": "f", "z": 1, "a": 2}, "type": "function", "index": 0}]}]"#,
+        ),
+    );
 }
 
 #[test]
@@ -94,7 +104,7 @@ fn arguments_beyond_our_parser_are_refused_not_guessed() {
         let quoted = serde_json::to_string(arguments).unwrap();
         check(
             &format!(
-                r#"[{{"role":"assistant","tool_calls":[{{"function":{{"name":"f","arguments":{quoted}}}}}]}}]"#
+                r#"[{{"role":"assistant","tool_calls":[{{"id":"1","type":"function","function":{{"name":"f","arguments":{quoted}}}}}]}}]"#
             ),
             Err("tool_arguments"),
         );
@@ -118,6 +128,25 @@ fn malformed_tool_calls_are_refused() {
     refused("[7]");
     refused(r#"[{"type":"custom","function":{}}]"#);
     refused("[{}]");
+    refused(r#"[{"type":"function","function":{"name":"f","arguments":"{}"}}]"#);
+    refused(r#"[{"id":"1","function":{"name":"f","arguments":"{}"}}]"#);
+    refused(r#"[{"id":"1","type":"function","function":{"name":"f"}}]"#);
+    refused(r#"[{"id":"1","type":"function","function":{"name":"f","arguments":null}}]"#);
+    refused(r#"[{"id":"1","type":"function","function":{"arguments":"{}"}}]"#);
+}
+
+#[test]
+fn other_keys_of_parts_reach_templates_that_want_parts() {
+    let messages = r#"[{"role":"user","content":[{"type":"text","text":"a","cache_control":{"x":1},"name":"n"}]}]"#;
+    check(messages, Ok(r#"[{"role": "user", "content": "a"}]"#));
+    check_as(
+        messages,
+        ContentFormat::OpenAi,
+        true,
+        Ok(
+            r#"[{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"x": 1}}]}]"#,
+        ),
+    );
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Methods of Python's `str` where `minijinja_contrib::pycompat` has none or differs, and Python's
 //! idea of white space. Everything else goes to pycompat.
 
-use minijinja::value::{Kwargs, Tuple, from_args};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
+
+use crate::source::SLICE_METHOD;
 
 /// What `str.isspace` accepts: Unicode white space and the four ASCII separators.
 pub(crate) fn is_space(c: char) -> bool {
@@ -27,6 +29,9 @@ pub(crate) fn call_method(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    if method == SLICE_METHOD {
+        return slice(value, args);
+    }
     if let Some(text) = value.as_str()
         && let Some(result) = call_str_method(text, method, args)
     {
@@ -35,13 +40,176 @@ pub(crate) fn call_method(
     pycompat::unknown_method_callback(state, value, method, args)
 }
 
+/// `value[start:stop:step]` of a string, list or tuple; anything else cannot be sliced.
+fn slice(value: &Value, args: &[Value]) -> Result<Value, Error> {
+    let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(args)?;
+    if let Some(text) = value.as_str() {
+        if text.is_ascii() {
+            let bytes = text.as_bytes();
+            if step.is_none_or(|step| step == 1) {
+                let (start, stop) = forward(start, stop, bytes.len());
+                return Ok(Value::from(text.get(start..stop.max(start)).unwrap_or_default()));
+            }
+            let picked = sliced(bytes, start, stop, step)?;
+            return Ok(Value::from(picked.into_iter().map(char::from).collect::<String>()));
+        }
+        let chars: Vec<char> = text.chars().collect();
+        let picked = sliced(&chars, start, stop, step)?;
+        return Ok(Value::from(picked.into_iter().collect::<String>()));
+    }
+    if value.kind() != ValueKind::Seq && value.kind() != ValueKind::Iterable {
+        return Err(Error::new(ErrorKind::InvalidOperation, "value cannot be sliced"));
+    }
+    let items: Vec<Value> = value.try_iter()?.collect();
+    let picked = sliced(&items, start, stop, step)?;
+    Ok(if value.is_tuple() { Value::from(Tuple::from(picked)) } else { Value::from(picked) })
+}
+
+/// Where a slice with step 1 starts and stops.
+fn forward(start: Option<i64>, stop: Option<i64>, len: usize) -> (usize, usize) {
+    let len = i64::try_from(len).unwrap_or(i64::MAX);
+    let at = |index: i64| {
+        let index = if index < 0 { index.saturating_add(len) } else { index };
+        usize::try_from(index.clamp(0, len)).unwrap_or(0)
+    };
+    (start.map_or(0, at), at(stop.unwrap_or(len)))
+}
+
+/// CPython's `PySlice_AdjustIndices`.
+fn sliced<T: Clone>(
+    items: &[T],
+    start: Option<i64>,
+    stop: Option<i64>,
+    step: Option<i64>,
+) -> Result<Vec<T>, Error> {
+    let step = step.unwrap_or(1);
+    if step == 0 {
+        return Err(Error::new(ErrorKind::InvalidOperation, "slice step cannot be zero"));
+    }
+    let len = i64::try_from(items.len()).unwrap_or(i64::MAX);
+    // The first and the last place from which a slice in this direction can take.
+    let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let at = |index: i64| {
+        let index = if index < 0 { index.saturating_add(len) } else { index };
+        index.clamp(low, high)
+    };
+    let (first, last) = if step > 0 { (low, high) } else { (high, low) };
+    let mut index = start.map_or(first, at);
+    let stop = stop.map_or(last, at);
+    let mut picked = Vec::new();
+    while (step > 0 && index < stop) || (step < 0 && index > stop) {
+        picked.extend(usize::try_from(index).ok().and_then(|at| items.get(at)).cloned());
+        index = index.saturating_add(step);
+    }
+    Ok(picked)
+}
+
 /// Jinja's `trim` filter: `str(value).strip(chars)`.
-pub(crate) fn trim(value: &Value, chars: Option<&str>) -> String {
+fn trim(value: &Value, chars: Option<&str>) -> String {
     let text = value.to_string();
     match chars {
         None => strip(&text).to_owned(),
         Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
     }
+}
+
+/// Jinja's `default` filter, whose second argument has a name.
+fn default(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    let (positional, kwargs): (&[Value], Kwargs) = from_args(&args)?;
+    let argument = |index: usize, name: &str| -> Result<Option<Value>, Error> {
+        match positional.get(index) {
+            Some(value) => Ok(Some(value.clone())),
+            None => kwargs.get::<Option<Value>>(name),
+        }
+    };
+    let fallback = argument(0, "default_value")?.unwrap_or_else(|| Value::from(""));
+    let falsy_too = argument(1, "boolean")?.is_some_and(|flag| flag.is_true());
+    kwargs.assert_all_used()?;
+    let is_missing = value.is_undefined() || (falsy_too && !value.is_true());
+    Ok(if is_missing { fallback } else { value.clone() })
+}
+
+/// `text.title()`: a letter behind another is lower, any other is upper.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut is_behind = false;
+    for c in text.chars() {
+        if is_behind {
+            out.extend(c.to_lowercase());
+        } else {
+            push_title_case(&mut out, c);
+        }
+        is_behind = c.is_lowercase() || c.is_uppercase();
+    }
+    out
+}
+
+/// A letter that stands for several makes the first of them upper (`ß` is `Ss`).
+fn push_title_case(out: &mut String, c: char) {
+    let mut upper = c.to_uppercase();
+    out.extend(upper.next());
+    out.extend(upper.flat_map(char::to_lowercase));
+}
+
+/// `text.capitalize()`
+fn capitalize(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut out = String::with_capacity(text.len());
+    if let Some(first) = chars.next() {
+        push_title_case(&mut out, first);
+    }
+    out.push_str(&chars.as_str().to_lowercase());
+    out
+}
+
+/// Jinja's `escape` filter, which is markupsafe's.
+fn escape(value: &Value) -> String {
+    let text = value.to_string();
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&#39;"),
+            '"' => out.push_str("&#34;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Adds the filters that minijinja does not have or applies otherwise than Jinja.
+pub(crate) fn add_filters(env: &mut Environment<'_>) {
+    env.add_filter("trim", trim);
+    env.add_filter("default", default);
+    env.add_filter("d", default);
+    env.add_filter("e", escape);
+    env.add_filter("escape", escape);
+    env.add_filter("capitalize", |value: &Value| capitalize(&value.to_string()));
+}
+
+/// Adds the tests that minijinja answers otherwise than Jinja.
+pub(crate) fn add_tests(env: &mut Environment<'_>) {
+    // `iter(value)` succeeds; Undefined has an empty iterator.
+    env.add_test("iterable", |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Undefined
+                | ValueKind::String
+                | ValueKind::Seq
+                | ValueKind::Map
+                | ValueKind::Iterable
+        )
+    });
+    // `len(value)` and `value.__getitem__` are there.
+    env.add_test("sequence", |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map
+        )
+    });
 }
 
 fn call_str_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
@@ -76,6 +244,8 @@ fn call_str_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Va
             .map(|(prefix,)| Value::from(text.strip_prefix(prefix).unwrap_or(text))),
         "removesuffix" => from_args::<(&str,)>(args)
             .map(|(suffix,)| Value::from(text.strip_suffix(suffix).unwrap_or(text))),
+        "title" => from_args::<()>(args).map(|()| Value::from(title(text))),
+        "capitalize" => from_args::<()>(args).map(|()| Value::from(capitalize(text))),
         "isspace" => from_args::<()>(args)
             .map(|()| Value::from(!text.is_empty() && text.chars().all(is_space))),
         _ => return None,
@@ -200,15 +370,13 @@ fn partition<'t>(
 
 #[cfg(test)]
 mod tests {
-    use minijinja::Environment;
-
     use super::*;
 
     /// Evaluates an expression over `s`. The expectations are CPython 3.11's.
     fn check(s: &str, expression: &str, expected: &str) {
         let mut env = Environment::new();
         env.set_unknown_method_callback(call_method);
-        env.add_filter("trim", trim);
+        add_filters(&mut env);
         env.add_filter("tojson", crate::tojson::tojson);
         let source = format!("{{{{ ({expression}) | tojson }}}}");
         let context = Value::from_pairs([("s", s)]);
@@ -242,6 +410,39 @@ mod tests {
     }
 
     #[test]
+    fn slices() {
+        let slice = |s: &str, arguments: &str, expected: &str| {
+            check(s, &format!("s.__slice__({arguments})"), expected);
+            check(s, &format!("(s | list).__slice__({arguments}) | join"), expected);
+        };
+        slice("abcdef", "none, none", "\"abcdef\"");
+        slice("abcdef", "1, 3", "\"bc\"");
+        slice("abcdef", "-2, none", "\"ef\"");
+        slice("abcdef", "4, 2", "\"\"");
+        slice("abcdef", "-99, 99", "\"abcdef\"");
+        slice("abcdef", "none, none, 4", "\"ae\"");
+        slice("abcdef", "none, none, -1", "\"fedcba\"");
+        slice("abcdef", "3, 0, -1", "\"dcb\"");
+        slice("abcdef", "3, none, -2", "\"db\"");
+        slice("abcdef", "99, -99, -2", "\"fdb\"");
+        slice("", "none, none, -1", "\"\"");
+        slice("", "1, -1, 2", "\"\"");
+        slice("a\u{e9}b\u{1f600}", "1, none", "\"\u{e9}b\u{1f600}\"");
+        slice("a\u{e9}b", "none, none, -1", "\"b\u{e9}a\"");
+        check("", "(1, 2, 3).__slice__(1, none) | string", "\"(2, 3)\"");
+        let env = {
+            let mut env = Environment::new();
+            env.set_unknown_method_callback(call_method);
+            env
+        };
+        for bad in ["none", "missing", "1", "{}"] {
+            let source = format!("{{{{ ({bad}).__slice__(0, 1) }}}}");
+            assert!(env.render_str(&source, ()).is_err(), "{bad}");
+        }
+        assert!(env.render_str("{{ 'a'.__slice__(0, 1, 0) }}", ()).is_err());
+    }
+
+    #[test]
     fn lines_prefixes_and_partitions() {
         check("a\r\nb\x0bc\r\rd\n", "s.splitlines()", r#"["a", "b", "c", "", "d"]"#);
         check("a\r\nb\n", "s.splitlines(true)", r#"["a\r\n", "b\n"]"#);
@@ -254,5 +455,12 @@ mod tests {
         check("abab", "s.removesuffix('x')", "\"abab\"");
         check("\x1c", "s.isspace()", "true");
         check("abc", "s.upper()", "\"ABC\"");
+        check("```they're a1b \u{e9}T", "s.title()", "\"```They'Re A1B \u{c9}t\"");
+        check("\u{df}A", "s.capitalize()", "\"Ssa\"");
+        check("\u{df}A", "s | capitalize", "\"Ssa\"");
+        check("<&>'\"", "s | e", "\"&lt;&amp;&gt;&#39;&#34;\"");
+        check("", "s | default('d', boolean=true)", "\"d\"");
+        check("", "s | default('d')", "\"\"");
+        check("", "missing | default(default_value=1)", "1");
     }
 }

@@ -1,13 +1,18 @@
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
 use minijinja::Value;
 
 use crate::body::{Api, Request, some};
-use crate::content_format::{self, ContentFormat};
+use crate::chat::{self, Chat};
 use crate::error::{Refusal, TemplateError};
 use crate::json::Json;
+use crate::messages::Form;
+use crate::plain::{self, Plain};
 use crate::spec::ModelSpec;
-use crate::template::Template;
+use crate::template::{self, Template};
 use crate::text_mode::{TextMode, control_token_bytes};
-use crate::{continuation, messages, tools};
+use crate::{anthropic, content_format, continuation, messages, responses, tools};
 
 /// A prompt may be larger than its body by the template's own text: this much, and
 /// [`OUTPUT_PER_BODY_BYTE`] for templates that write a message more than once.
@@ -33,8 +38,9 @@ pub struct Renderer {
 #[derive(Debug)]
 struct ChatTemplate {
     template: Template,
-    format: ContentFormat,
-    knows_developer: bool,
+    form: Form,
+    merges_system: OnceLock<bool>,
+    disabled_effort: OnceLock<&'static str>,
 }
 
 impl Renderer {
@@ -44,8 +50,14 @@ impl Renderer {
             None => None,
             Some(source) => Some(ChatTemplate {
                 template: Template::compile(source)?,
-                format: content_format::detect(source),
-                knows_developer: source.contains("'developer'") || source.contains("\"developer\""),
+                form: Form {
+                    format: content_format::detect(source),
+                    knows_developer: source.contains("'developer'")
+                        || source.contains("\"developer\""),
+                    typed: true,
+                },
+                merges_system: OnceLock::new(),
+                disabled_effort: OnceLock::new(),
             }),
         };
         Ok(Renderer { spec: spec.clone(), text_mode: TextMode::new(spec), chat })
@@ -53,21 +65,19 @@ impl Renderer {
 
     /// The prompt that the engine sees for `request`.
     pub fn render(&self, request: &Request<'_>) -> Result<Prompt, Refusal> {
-        if some(&request.fields.truncate_prompt_tokens).is_some() {
-            return Err(Refusal::TruncatesPrompt);
+        if let Some(refusal) = request.refused() {
+            return Err(refusal);
         }
-        if some(&request.fields.prompt_embeds).is_some() {
-            return Err(Refusal::PromptEmbeds);
-        }
-        let text = match request.api {
-            Api::Completions => completion_text(request)?.to_owned(),
-            Api::ChatCompletions => self.chat_text(request)?,
+        let text: Cow<'_, str> = match plain::only_prompt(request) {
+            Ok(Plain::Text(text)) => self.text_mode.applied(text),
+            Ok(Plain::TokenIds(_)) => return Err(Refusal::TokenIds),
+            Err(Refusal::NoPrompt) => Cow::Owned(self.text_mode.apply(self.chat_text(request)?)),
+            Err(refusal) => return Err(refusal),
         };
-        let text = self.text_mode.apply(text);
         let has_prefix =
             !(self.spec.completions_prefix.is_empty() && self.spec.control_prefix.is_empty());
         if !(request.add_special_tokens && has_prefix) {
-            return Ok(Prompt { bytes: text.into_bytes() });
+            return Ok(Prompt { bytes: text.into_owned().into_bytes() });
         }
         let mut bytes = Vec::with_capacity(
             5 * self.spec.control_prefix.len() + self.spec.completions_prefix.len() + text.len(),
@@ -81,19 +91,40 @@ impl Renderer {
     }
 
     fn chat_text(&self, request: &Request<'_>) -> Result<String, Refusal> {
-        let fields = &request.fields;
-        if some(&fields.chat_template).is_some() {
-            return Err(Refusal::RequestChatTemplate);
-        }
-        let chat = self.chat.as_ref().ok_or(Refusal::NoChatTemplate)?;
-        let messages = match &fields.messages {
-            Some(Json::Array(messages)) if !messages.is_empty() => messages,
-            _ => return Err(Refusal::NoPrompt),
+        let has_messages = match request.api {
+            Api::ChatCompletions | Api::Responses | Api::Messages => true,
+            Api::Embeddings => some(&request.fields.messages).is_some(),
+            Api::Completions | Api::Generate | Api::SglangGenerate => false,
         };
-        let mut conversation = messages::normalise(messages, chat.format, chat.knows_developer)?;
+        if !has_messages {
+            return Err(Refusal::NoPrompt);
+        }
+        if let Some(refusal) = self.spec.prompt_format.refusal() {
+            return Err(refusal);
+        }
+        let template = self.chat.as_ref().ok_or(Refusal::NoChatTemplate)?;
+        let chat = match request.api {
+            Api::Responses => responses::chat(request)?,
+            Api::Messages => anthropic::chat(request, || self.probes(template))?,
+            _ => chat::of_chat(request)?,
+        };
+        let form = Form { typed: request.api != Api::Responses, ..template.form };
+        self.render_chat(template, &chat, form, request.body_bytes)
+    }
 
-        let final_text = if request.continue_final_message {
-            if request.add_generation_prompt {
+    fn render_chat(
+        &self,
+        template: &ChatTemplate,
+        chat: &Chat<'_>,
+        form: Form,
+        body_bytes: usize,
+    ) -> Result<String, Refusal> {
+        if chat.messages.is_empty() {
+            return Err(Refusal::NoPrompt);
+        }
+        let mut conversation = messages::normalise(&chat.messages, form)?;
+        let final_text = if chat.continue_final_message {
+            if chat.add_generation_prompt {
                 return Err(Refusal::ContinueFinalMessage {
                     why: "add_generation_prompt is true, which is its default",
                 });
@@ -104,32 +135,56 @@ impl Renderer {
             None
         };
 
-        let context = self.context(request, &conversation)?;
-        let limit_bytes = request
-            .body_bytes
-            .saturating_mul(OUTPUT_PER_BODY_BYTE)
-            .saturating_add(OUTPUT_BASE_BYTES);
-        let rendered = chat.template.render(context, limit_bytes)?;
+        let context = self.context(chat, &conversation)?;
+        let limit_bytes =
+            body_bytes.saturating_mul(OUTPUT_PER_BODY_BYTE).saturating_add(OUTPUT_BASE_BYTES);
+        let rendered = template.template.render(context, limit_bytes)?;
         match final_text {
             None => Ok(rendered),
             Some(final_text) => continuation::cut(rendered, &final_text),
         }
     }
 
+    /// What vLLM finds out about a template at start for `/v1/messages`
+    /// (`entrypoints/anthropic/serving.py`), found out once.
+    fn probes(&self, template: &ChatTemplate) -> anthropic::Probes {
+        let merge_inline_system = *template.merges_system.get_or_init(|| {
+            self.spec.chat_template.as_deref().is_none_or(|source| !template::takes_system(source))
+        });
+        let disabled_effort = template.disabled_effort.get_or_init(|| {
+            let with = |effort: &'static str| {
+                let chat = Chat {
+                    messages: vec![chat::message("user", chat::text("Hi"))].into(),
+                    tools: None,
+                    documents: None,
+                    kwargs: None,
+                    reasoning_effort: Some(effort),
+                    add_generation_prompt: true,
+                    continue_final_message: false,
+                };
+                self.render_chat(template, &chat, template.form, 0).ok()
+            };
+            let none = with("none");
+            let efforts = ["low", "medium", "high", "xhigh", "max"];
+            // A template that refuses the effort, or does not look at it, thinks anyway.
+            let is_ignored = none.is_none() || efforts.iter().any(|effort| with(effort) == none);
+            if is_ignored { "low" } else { "none" }
+        });
+        anthropic::Probes { merge_inline_system, disabled_effort }
+    }
+
     /// The template's variables: special tokens, then the request's kwargs, then what the engine
     /// sets itself; a later one of the same name wins.
     fn context(
         &self,
-        request: &Request<'_>,
+        chat: &Chat<'_>,
         conversation: &[messages::Message<'_>],
     ) -> Result<Value, Refusal> {
-        let fields = &request.fields;
         let mut pairs: Vec<(&str, Value)> = Vec::new();
         for (name, text) in &self.spec.special_tokens {
             pairs.push((name, Value::from(text.as_str())));
         }
-        let kwargs = some(&fields.chat_template_kwargs);
-        if let Some(Json::Object(kwargs)) = kwargs {
+        if let Some(Json::Object(kwargs)) = chat.kwargs {
             for (name, value) in kwargs {
                 check_kwarg(name)?;
                 // Always overridden by the request's own field, and not handed on.
@@ -139,46 +194,25 @@ impl Renderer {
                 pairs.push((name, value.to_value()?));
             }
         }
-        if let Some(effort) = some(&fields.reasoning_effort).and_then(Json::as_str) {
+        if let Some(effort) = chat.reasoning_effort {
             pairs.push(("reasoning_effort", Value::from(effort)));
-            let is_set = kwargs.is_some_and(|kwargs| kwargs.get("enable_thinking").is_some());
+            let is_set = chat.kwargs.is_some_and(|kwargs| kwargs.get("enable_thinking").is_some());
             if !is_set {
                 pairs.push(("enable_thinking", Value::from(effort != "none")));
             }
         }
-        let tools = match some(&fields.tools) {
-            // The engine answers 400 to an empty list.
-            Some(Json::Array(tools)) if tools.is_empty() => {
-                return Err(Refusal::MalformedTool { field: "tools" });
-            }
-            Some(Json::Array(tools)) => tools::dump(tools)?,
-            _ => Value::from(()),
+        let tools = match &chat.tools {
+            Some(tools) => tools::dump(tools)?,
+            None => Value::from(()),
         };
-        let documents = some(&fields.documents)
-            .or_else(|| kwargs.and_then(|kwargs| kwargs.get_some("documents")));
+        let documents =
+            chat.documents.or_else(|| chat.kwargs.and_then(|kwargs| kwargs.get_some("documents")));
         let messages: Vec<Value> = conversation.iter().map(|m| m.to_value()).collect();
         pairs.push(("messages", Value::from(messages)));
         pairs.push(("tools", tools));
         pairs.push(("documents", documents_value(documents)?));
-        pairs.push(("add_generation_prompt", Value::from(request.add_generation_prompt)));
+        pairs.push(("add_generation_prompt", Value::from(chat.add_generation_prompt)));
         Ok(Value::from_pairs(pairs))
-    }
-}
-
-/// The text of a completion's only prompt.
-fn completion_text<'r>(request: &'r Request<'_>) -> Result<&'r str, Refusal> {
-    let prompts = match some(&request.fields.prompt) {
-        Some(Json::Str(text)) => return Ok(text),
-        Some(Json::Array(prompts)) => prompts,
-        _ => return Err(Refusal::NoPrompt),
-    };
-    match prompts.as_slice() {
-        [] => Err(Refusal::NoPrompt),
-        [Json::Str(text)] => Ok(text),
-        [Json::Str(_) | Json::Array(_), _, ..] => {
-            Err(Refusal::SeveralPrompts { count: prompts.len() })
-        }
-        _ => Err(Refusal::TokenIds),
     }
 }
 

@@ -92,6 +92,94 @@ fn chats_that_cannot_be_matched_are_refused() {
     assert_eq!(err.reason(), "no_chat_template");
 }
 
+/// Reasons of what cannot be known in the gateway, for every API that has the field.
+#[test]
+fn what_the_gateway_cannot_know_is_refused_by_name() {
+    let check = |api, body: &str, expected: &str| {
+        let got = render(&spec(), api, body).map_err(|refusal| refusal.reason());
+        assert_eq!(got, Err(expected), "{body}");
+    };
+    let user = r#""messages":[{"role":"user","content":"x"}]"#;
+    let chat = |more: &str, expected| {
+        check(Api::ChatCompletions, &format!("{{{user},{more}}}"), expected);
+    };
+    chat(r#""mm_processor_kwargs":{"a":1}"#, "media_kwargs");
+    chat(r#""media_io_kwargs":{"image":{}}"#, "media_kwargs");
+    chat(r#""kv_transfer_params":{"prompt_token_ids":[1]}"#, "forwarded_token_ids");
+    chat(r#""reasoning_effort":"huge""#, "malformed_message");
+    chat(r#""documents":[{"text":1}]"#, "malformed_message");
+    check(Api::Completions, r#"{"prompt":"x","suffix":"y"}"#, "suffix");
+    check(Api::Completions, r#"{"prompt":"x","mm_processor_kwargs":{}}"#, "media_kwargs");
+    let responses = |more: &str, expected| {
+        check(Api::Responses, &format!(r#"{{"input":"x",{more}}}"#), expected);
+    };
+    responses(r#""previous_response_id":"r""#, "previous_response");
+    responses(r#""previous_input_messages":[{}]"#, "previous_response");
+    responses(r#""prompt":{"id":"p"}"#, "previous_response");
+    responses(r#""truncation":"auto""#, "truncate_prompt_tokens");
+    responses(r#""truncation":null"#, "truncate_prompt_tokens");
+    responses(r#""tools":[{"type":"custom","name":"x"}]"#, "malformed_tool");
+    let messages = |content: &str, expected| {
+        let body = format!(
+            r#"{{"model":"m","max_tokens":1,"messages":[{{"role":"user","content":{content}}}]}}"#
+        );
+        check(Api::Messages, &body, expected);
+    };
+    messages(r#"[{"type":"image","source":{}}]"#, "media_part");
+    let image = r#"[{"type":"tool_result","tool_use_id":"t","content":[{"type":"image"}]}]"#;
+    messages(image, "media_part");
+    messages(r#"[{"type":"document"}]"#, "unsupported_item");
+    messages(r#"[{"type":"tool_use","id":"","name":"x"}]"#, "malformed_message");
+    messages("7", "malformed_message");
+    check(Api::Embeddings, r#"{"input":["a","b"]}"#, "several_prompts");
+    check(Api::Embeddings, r#"{"input":"a","padding":"max_length"}"#, "truncate_prompt_tokens");
+    check(Api::Embeddings, r#"{"input":[{"role":"user","content":"x"}]}"#, "unsupported_item");
+    check(Api::Generate, r#"{"token_ids":[1]}"#, "token_ids");
+    check(Api::SglangGenerate, r#"{"text":"x","lora_path":"a"}"#, "own_namespace");
+    check(Api::SglangGenerate, r#"{"text":"x","extra_key":"a"}"#, "own_namespace");
+    check(Api::SglangGenerate, r#"{"text":"x","audio_data":["a"]}"#, "media_part");
+    check(Api::SglangGenerate, r#"{"input_embeds":[[0.5]]}"#, "prompt_embeds");
+    check(Api::SglangGenerate, r#"{"text":["a","b"]}"#, "several_prompts");
+}
+
+#[test]
+fn embeddings_and_the_engines_own_apis_render_text() {
+    let check = |api, body: &str, expected: &str| {
+        assert_eq!(render(&spec(), api, body).as_deref(), Ok(expected), "{body}");
+    };
+    check(Api::Embeddings, r#"{"input":"x"}"#, "<s>x");
+    check(Api::Embeddings, r#"{"input":["x"],"add_special_tokens":false}"#, "x");
+    // Unlike a chat, one to embed opens no answer.
+    let chat = r#"{"messages":[{"role":"user","content":"x"}]}"#;
+    check(Api::Embeddings, chat, "<|im_start|>user\nx<|im_end|>\n");
+    check(Api::SglangGenerate, r#"{"text":"x"}"#, "<s>x");
+    check(Api::SglangGenerate, r#"{"text":["x"],"add_special_tokens":false}"#, "<s>x");
+}
+
+#[test]
+fn formats_of_other_code_are_refused_by_name_where_a_template_would_render() {
+    use crate::PromptFormat::{Deepseek, Harmony, Inkling, KimiK3, Mistral};
+    let formats = [
+        (Harmony, "prompt_format_harmony"),
+        (Mistral, "prompt_format_mistral"),
+        (Deepseek, "prompt_format_deepseek"),
+        (KimiK3, "prompt_format_kimi_k3"),
+        (Inkling, "prompt_format_inkling"),
+    ];
+    for (prompt_format, reason) in formats {
+        let spec = ModelSpec { prompt_format, ..spec() };
+        let check = |api, body: &str| {
+            assert_eq!(render(&spec, api, body).unwrap_err().reason(), reason);
+        };
+        check(Api::ChatCompletions, r#"{"messages":[{"role":"user","content":"x"}]}"#);
+        check(Api::Responses, r#"{"input":"x"}"#);
+        let messages = r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}"#;
+        check(Api::Messages, messages);
+        let completion = render(&spec, Api::Completions, r#"{"prompt":"x"}"#);
+        assert_eq!(completion.as_deref(), Ok("<s>x"));
+    }
+}
+
 #[test]
 fn variables_follow_their_precedence() {
     let template = "{{ eos_token }}|{{ x }}|{{ reasoning_effort }}|{{ enable_thinking }}|{{ documents }}|{{ continue_final_message }}";

@@ -3,17 +3,22 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Refusal;
+
 /// What the filter must know of a model to render its prompts.
 ///
 /// It travels from the daemon to the filter as JSON. The two may be of neighbouring versions, so
 /// fields a reader does not know are ignored and fields a writer does not know take their default.
-/// A [`Normalizer`] or [`SegmentPrefix`] the reader does not know is an error, since its prompts
+/// A [`Normalizer`], [`SegmentPrefix`] or [`PromptFormat`] the reader does not know is an error, since its prompts
 /// would be wrong.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ModelSpec {
     /// Source of the model's Jinja chat template; without one, chats are refused.
     pub chat_template: Option<String>,
+    /// What makes the prompts of chats.
+    #[serde(skip_serializing_if = "is_default")]
+    pub prompt_format: PromptFormat,
     /// `bos_token`, `eos_token` and so on: variables of the template.
     pub special_tokens: BTreeMap<String, String>,
     /// Text of the tokens that the tokenizer's post-processor puts before a prompt (BOS), "" if
@@ -36,6 +41,42 @@ pub struct ModelSpec {
     /// and when as for `completions_prefix`, which comes after them.
     #[serde(skip_serializing_if = "is_default")]
     pub control_prefix: Vec<u32>,
+}
+
+/// What makes a chat's prompt. All but the template are code of the engine's, chosen by the model's
+/// configuration even where the model has a template too (vLLM 0.33: `config/model.py`,
+/// `tokenizers/registry.py`, `renderers/online_renderer.py`). Their chats are refused by name.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum PromptFormat {
+    /// The chat template.
+    #[default]
+    Template,
+    /// OpenAI's harmony (gpt-oss); its system message holds the engine's date.
+    Harmony,
+    /// mistral-common, whose control tokens no text can spell.
+    Mistral,
+    /// `encoding_dsv32` of DeepSeek V3.2, or its successors'.
+    Deepseek,
+    /// Kimi K3's.
+    KimiK3,
+    /// Inkling's.
+    Inkling,
+}
+
+impl PromptFormat {
+    /// Why a chat in this format is refused; `None` for the template.
+    pub(crate) fn refusal(self) -> Option<Refusal> {
+        let (format, reason) = match self {
+            PromptFormat::Template => return None,
+            PromptFormat::Harmony => ("harmony", "prompt_format_harmony"),
+            PromptFormat::Mistral => ("mistral-common", "prompt_format_mistral"),
+            PromptFormat::Deepseek => ("DeepSeek V3.2's encoding", "prompt_format_deepseek"),
+            PromptFormat::KimiK3 => ("Kimi K3's encoding", "prompt_format_kimi_k3"),
+            PromptFormat::Inkling => ("Inkling's encoding", "prompt_format_inkling"),
+        };
+        Some(Refusal::ForeignFormat { format, reason })
+    }
 }
 
 /// Which segments of a text, between two added tokens, get a space in front.

@@ -7,7 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
 use crate::error::{Refusal, TemplateError};
-use crate::{python, tojson};
+use crate::{python, source, tojson};
 
 /// Instructions one rendering may take: some 200 per message for the templates we know, so room
 /// for 20,000 messages; about 0.2 s. Less refuses long conversations, more lets a template that
@@ -28,29 +28,13 @@ pub(crate) struct Template {
 
 impl Template {
     pub(crate) fn compile(source: &str) -> Result<Template, TemplateError> {
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(TemplateError::Syntax)?;
-        env.set_syntax(syntax);
-        env.set_auto_escape_callback(|_| AutoEscape::None);
-        // Jinja's default Undefined: prints as "", is false, its attributes are errors.
-        env.set_undefined_behavior(UndefinedBehavior::Lenient);
-        env.set_unknown_method_callback(python::call_method);
-        env.set_fuel(Some(FUEL));
-        env.set_recursion_limit(RECURSION_LIMIT);
-        env.add_filter("tojson", tojson::tojson);
-        env.add_filter("trim", python::trim);
+        let mut env = environment(source::for_minijinja(source))?;
         env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
             Err(stop(Stop::Raised(message.to_string())))
         });
         env.add_function("strftime_now", |_format: &Value| -> Result<Value, Error> {
             Err(stop(Stop::Clock))
         });
-        env.add_template_owned(NAME, without_generation_tags(&unix_newlines(source)))
-            .map_err(TemplateError::Syntax)?;
         Ok(Template { env })
     }
 
@@ -68,6 +52,44 @@ impl Template {
                 .map_err(|err| Refusal::TemplateFailed { message: err.to_string() }),
         }
     }
+}
+
+/// An environment with the template in it and no function that Jinja itself does not have.
+fn environment(source: String) -> Result<Environment<'static>, TemplateError> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(TemplateError::Syntax)?;
+    env.set_syntax(syntax);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    // Jinja's default Undefined: prints as "", is false, its attributes are errors.
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_unknown_method_callback(python::call_method);
+    env.set_fuel(Some(FUEL));
+    env.set_recursion_limit(RECURSION_LIMIT);
+    env.add_filter("tojson", tojson::tojson);
+    python::add_filters(&mut env);
+    python::add_tests(&mut env);
+    env.add_template_owned(NAME, source).map_err(TemplateError::Syntax)?;
+    Ok(env)
+}
+
+/// Whether a template takes system messages inside a conversation, as vLLM asks it for
+/// `/v1/messages`: it renders in plain Jinja, where transformers' functions and tag are missing
+/// (`entrypoints/anthropic/serving.py`, `_detect_merge_inline_system`).
+pub(crate) fn takes_system(source: &str) -> bool {
+    let Ok(env) = environment(source::for_plain_jinja(source)) else { return false };
+    let messages: Value = ["system", "user", "system", "user"]
+        .iter()
+        .map(|role| Value::from_pairs([("role", *role), ("content", "t")]))
+        .collect();
+    let context =
+        Value::from_pairs([("messages", messages), ("add_generation_prompt", Value::from(false))]);
+    let mut out = Bounded { bytes: Vec::new(), limit_bytes: 1 << 20, is_over: false };
+    let template = env.get_template(NAME);
+    template.and_then(|template| template.render_captured_to(context, &mut out).map(drop)).is_ok()
 }
 
 /// Why a function of ours ended the rendering.
@@ -123,34 +145,6 @@ impl io::Write for Bounded {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Jinja reads every kind of line end in a template as `\n`.
-fn unix_newlines(source: &str) -> String {
-    source.replace("\r\n", "\n").replace('\r', "\n")
-}
-
-/// Replaces transformers' `{% generation %}` blocks, which mark what the assistant wrote and
-/// render as their body, by blocks with the same scope and the same white-space control.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let end = tag.find("%}").map_or(tag.len(), |at| at + "%}".len());
-        let (tag, after) = tag.split_at(end);
-        let inside = tag.trim_start_matches("{%").trim_end_matches("%}");
-        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        match word {
-            "generation" => out.push_str(&tag.replacen(word, "with", 1)),
-            "endgeneration" => out.push_str(&tag.replacen(word, "endwith", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]

@@ -64,18 +64,27 @@ impl TextMode {
 
     /// The text that the bytes of `text`'s tokens are.
     pub fn apply(&self, text: String) -> String {
-        if self.keeps(&text) {
-            return text;
+        let changed = match self.applied(&text) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(changed) => Some(changed),
+        };
+        changed.unwrap_or(text)
+    }
+
+    /// The same of a text that is not ours; borrowed where nothing changes.
+    pub(crate) fn applied<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.keeps(text) {
+            return Cow::Borrowed(text);
         }
         let mut out = String::with_capacity(text.len() + text.len() / 8 + 16);
-        self.split(&text, &self.raw, &mut out, |start, piece, out| {
+        self.split(text, &self.raw, &mut out, |start, piece, out| {
             let piece = self.normalise(piece);
             // The reference asks for the offset in the original text.
             self.split(&piece, &self.normalized, out, |inner, piece, out| {
                 self.push_segment(piece, start == 0 && inner == 0, out);
             });
         });
-        out
+        Cow::Owned(out)
     }
 
     /// Where the first added token stands in `text`.

@@ -29,11 +29,11 @@ thread_local! {
 /// Parses and renders; what comes out is text of bounded size.
 fn run(body: &[u8]) -> usize {
     let mut rendered = 0;
-    for api in [Api::Completions, Api::ChatCompletions] {
+    for api in Api::ALL {
         let Ok(request) = Request::parse(api, body) else {
             continue;
         };
-        let _ = (request.model(), request.cache_salt(), request.skips_cache());
+        let _ = (request.model(), request.cache_salt(), request.token_ids(), request.skips_cache());
         RENDERERS.with(|renderers| {
             for renderer in renderers {
                 if let Ok(prompt) = renderer.render(&request) {
@@ -131,9 +131,83 @@ proptest! {
     }
 }
 
+/// Pieces of templates, in any order and nesting.
+fn any_template() -> impl Strategy<Value = String> {
+    const PIECES: [&str; 44] = [
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "{%-",
+        "-%}",
+        " ",
+        "\n",
+        "x",
+        "messages",
+        "m",
+        "m.content",
+        "content",
+        "for m in messages",
+        "endfor",
+        "if x",
+        "else",
+        "endif",
+        "set x = ",
+        "macro f(a, b=1)",
+        "endmacro",
+        "generation",
+        "endgeneration",
+        "raw",
+        "endraw",
+        "[",
+        "]",
+        ":",
+        "-1",
+        "0",
+        "'",
+        "\"",
+        "(",
+        ")",
+        "{",
+        "}",
+        " | ",
+        "length",
+        ".split()",
+        " ~ ",
+        ", ",
+        " is defined",
+    ];
+    prop_oneof![
+        prop::collection::vec(prop::sample::select(&PIECES[..]), 0..40).prop_map(|v| v.concat()),
+        // Slices of everything, which minijinja itself would panic at.
+        (any::<[Option<i8>; 3]>(), "[a-z\u{e9}]{0,4}").prop_map(|([start, stop, step], text)| {
+            let at = |index: Option<i8>| index.map(|i| i.to_string()).unwrap_or_default();
+            let slice = format!("[{}:{}:{}]", at(start), at(stop), at(step));
+            format!("{{{{ '{text}'{slice} }}}}{{{{ messages{slice} }}}}{{{{ (1, 2, 3){slice} }}}}")
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_template_text(source in any_template()) {
+        let spec = ModelSpec { chat_template: Some(source), ..ModelSpec::default() };
+        if let Ok(renderer) = Renderer::new(&spec) {
+            let chat = br#"{"messages":[{"role":"user","content":"hi"}]}"#;
+            let anthropic = br#"{"model":"m","max_tokens":1,"thinking":{"type":"disabled"},"messages":[{"role":"system","content":"s"}]}"#;
+            for (api, body) in [(Api::ChatCompletions, &chat[..]), (Api::Messages, anthropic)] {
+                let _ = renderer.render(&Request::parse(api, body).unwrap());
+            }
+        }
+    }
+}
+
 /// Guards the properties above against generating nothing that renders.
 #[test]
 fn a_plain_chat_renders_in_every_template() {
-    let body = br#"{"messages":[{"role":"user","content":"hi"}]}"#;
-    assert_eq!(run(body), RENDERERS.with(Vec::len));
+    let body = br#"{"messages":[{"role":"user","content":"hi"}],"chat_template_kwargs":{"date_string":"d"}}"#;
+    // As a chat, and as a chat to embed.
+    assert_eq!(run(body), 2 * RENDERERS.with(Vec::len));
 }

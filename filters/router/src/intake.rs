@@ -54,7 +54,7 @@ impl Intake {
         end_of_stream: bool,
     ) -> HeadersStep {
         let header = |name| host.request_header(name).ok().flatten();
-        let Some(api) = header(":path").and_then(|path| api_of(&path)) else {
+        let Some(api) = header(":path").and_then(|path| Api::from_path(&path)) else {
             return HeadersStep::Continue;
         };
         if header(":method").as_deref() != Some(b"POST") || header("upgrade").is_some() {
@@ -124,13 +124,6 @@ impl Intake {
         let cluster = cluster.and_then(|name| String::from_utf8(name).ok());
         cluster.filter(|name| self.config.pools.contains(name)).ok_or("unknown_pool")
     }
-}
-
-/// The API of a path. A pool may be reached by a path prefix, which the proxy takes off only after
-/// its filters ran.
-fn api_of(path: &[u8]) -> Option<Api> {
-    let from = path.windows(4).position(|window| window == b"/v1/")?;
-    Api::from_path(path.get(from..)?)
 }
 
 /// The bytes whose strides are looked up, their key space, and the tokens if they are known.

@@ -104,9 +104,9 @@ fn check(name: &str, num_blocks: usize) {
         let (label, request) = (line["label"].as_str().unwrap(), &line["request"]);
         let prompt = match line["path"].as_str().unwrap() {
             "/v1/completions" => text.encode(request["prompt"].as_str().unwrap(), true).unwrap(),
-            "/v1/chat/completions" => {
-                text.encode_chat(line["raw"].as_str().unwrap().as_bytes()).unwrap()
-            }
+            "/v1/chat/completions" => text
+                .encode_chat(prompt::Api::ChatCompletions, line["raw"].as_str().unwrap().as_bytes())
+                .unwrap(),
             other => panic!("unexpected path {other}"),
         };
         let at = format!("{name}, {label}");

@@ -50,9 +50,9 @@ impl Text {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The tokens of a chat: rendered by the code that the router runs, then encoded.
-    pub(crate) fn encode_chat(&self, body: &[u8]) -> Result<Vec<u32>> {
-        let request = Request::parse(Api::ChatCompletions, body)?;
+    /// The tokens of a chat of any API: rendered by the code that the router runs, then encoded.
+    pub(crate) fn encode_chat(&self, api: Api, body: &[u8]) -> Result<Vec<u32>> {
+        let request = Request::parse(api, body)?;
         let prompt = self.renderer.render(&request)?;
         let text = std::str::from_utf8(&prompt.bytes).context("rendering the chat")?;
         self.encode(text, false)

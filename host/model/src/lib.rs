@@ -15,13 +15,14 @@ mod layout;
 mod normalizer;
 mod pieces;
 mod postprocess;
+mod prompt_format;
 mod ranks;
 mod table;
 mod tokenizer_json;
 
 use std::path::{Path, PathBuf};
 
-use prompt::{ModelSpec, Normalizer};
+use prompt::{ModelSpec, Normalizer, PromptFormat};
 use serde_json::Value;
 
 pub use error::ModelError;
@@ -42,12 +43,16 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Reads `folder`: `tokenizer.json` if it has one, else `tekken.json`, else the `*.tiktoken`
-    /// or `tiktoken.model` file. A tokenizer.json or tiktoken file needs its
+    /// Reads `folder`: `tekken.json` where the engine takes mistral-common, else `tokenizer.json`
+    /// if it has one, else `tekken.json`, else the `*.tiktoken` or `tiktoken.model` file. A tokenizer.json or tiktoken file needs its
     /// `tokenizer_config.json`.
     pub fn load(folder: &Path) -> Result<ModelFolder, ModelError> {
         let json = folder.join("tokenizer.json");
-        match (JsonFile::read(&json), folder.join("tekken.json")) {
+        let tekken = folder.join("tekken.json");
+        if tekken.exists() && prompt_format::is_mistral(folder) {
+            return ModelFolder::from_tekken(&tekken);
+        }
+        match (JsonFile::read(&json), tekken) {
             (Ok(tokenizer), _) => ModelFolder::from_tokenizer_json(folder, &tokenizer),
             (Err(error), _) if !error.is_not_found() => Err(error),
             (Err(_), tekken) if tekken.exists() => ModelFolder::from_tekken(&tekken),
@@ -73,8 +78,11 @@ impl ModelFolder {
     /// Control tokens of tekken cannot be written in a template's text, so chats are refused.
     fn from_tekken(path: &Path) -> Result<ModelFolder, ModelError> {
         let file = JsonFile::read(path)?;
-        let spec =
-            ModelSpec { control_prefix: vec![ranks::tekken_bos(&file)?], ..ModelSpec::default() };
+        let spec = ModelSpec {
+            control_prefix: vec![ranks::tekken_bos(&file)?],
+            prompt_format: PromptFormat::Mistral,
+            ..ModelSpec::default()
+        };
         Ok(ModelFolder { spec, tokens: ranks::tekken(&file)? })
     }
 
@@ -108,6 +116,7 @@ fn chat_spec(
     };
     Ok(ModelSpec {
         chat_template: config::chat_template(folder, &config)?,
+        prompt_format: prompt_format::of(folder)?,
         special_tokens,
         completions_prefix,
         ..ModelSpec::default()

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use model::{ModelError, ModelFolder};
+use prompt::PromptFormat;
 use serde_json::{Value, json};
 
 fn byte_level() -> Value {
@@ -71,6 +72,67 @@ fn sentence_piece_table() {
     assert_eq!(tokens.bytes(1), Some(&[0xe2][..]));
     assert_eq!(tokens.bytes(2), Some(&b" the"[..]));
     assert_eq!(tokens.bytes(3), Some(&b"  "[..]));
+}
+
+#[test]
+fn formats_that_are_no_template_are_recognised() {
+    let check = |config: Value, expected: PromptFormat| {
+        let files = [
+            ("tokenizer.json", byte_level()),
+            ("tokenizer_config.json", json!({"chat_template": "x"})),
+            ("config.json", config.clone()),
+        ];
+        let dir = folder(&files);
+        let spec = ModelFolder::load(dir.path()).unwrap().spec;
+        assert_eq!(spec.prompt_format, expected, "{config}");
+    };
+    check(json!({}), PromptFormat::Template);
+    check(
+        json!({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}),
+        PromptFormat::Template,
+    );
+    check(
+        json!({"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"]}),
+        PromptFormat::Harmony,
+    );
+    check(json!({"architectures": ["DeepseekV3ForCausalLM"]}), PromptFormat::Template);
+    check(json!({"architectures": ["DeepseekV32ForCausalLM"]}), PromptFormat::Deepseek);
+    check(json!({"architectures": ["DeepseekV4ForCausalLM"]}), PromptFormat::Deepseek);
+    check(json!({"architectures": ["KimiK3ForConditionalGeneration"]}), PromptFormat::KimiK3);
+    check(json!({"architectures": ["InklingForCausalLM"]}), PromptFormat::Inkling);
+}
+
+#[test]
+fn mistrals_own_tokenizer_wins_where_the_engine_takes_it() {
+    let tekken = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/golden/tokens/tiny-tekken.json"
+    ))
+    .unwrap();
+    let check =
+        |files: &[&str], expected: PromptFormat, from_tekken: bool| {
+            let mut all = vec![
+                ("tokenizer.json", byte_level()),
+                ("tokenizer_config.json", json!({"chat_template": "x"})),
+            ];
+            all.extend(files.iter().map(|name| {
+                (*name, if *name == "tekken.json" { json!(tekken) } else { json!("") })
+            }));
+            let dir = folder(&all);
+            let spec = ModelFolder::load(dir.path()).unwrap().spec;
+            assert_eq!(spec.prompt_format, expected, "{files:?}");
+            assert_eq!(!spec.control_prefix.is_empty(), from_tekken, "{files:?}");
+        };
+    check(&[], PromptFormat::Template, false);
+    check(&["tekken.json"], PromptFormat::Mistral, true);
+    check(
+        &["tekken.json", "consolidated.safetensors", "model-1.safetensors"],
+        PromptFormat::Mistral,
+        true,
+    );
+    check(&["tekken.json", "model.safetensors"], PromptFormat::Template, false);
+    check(&["tokenizer.model.v3", "consolidated.safetensors"], PromptFormat::Mistral, false);
+    check(&["tokenizer.model.v3"], PromptFormat::Template, false);
 }
 
 #[test]

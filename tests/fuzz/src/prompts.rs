@@ -28,9 +28,10 @@ fn renderers() -> Vec<Renderer> {
         .collect()
 }
 
-/// A body is parsed and rendered, or refused.
+/// A body is parsed and rendered, or refused; and as a template it is compiled and renders, or not.
 pub fn render(body: &[u8]) {
-    for api in [Api::Completions, Api::ChatCompletions] {
+    render_as_template(body);
+    for api in Api::ALL {
         let Ok(request) = Request::parse(api, body) else { continue };
         let _ = (request.model(), request.cache_salt(), request.token_ids(), request.skips_cache());
         RENDERERS.with(|renderers| {
@@ -41,4 +42,13 @@ pub fn render(body: &[u8]) {
             }
         });
     }
+}
+
+fn render_as_template(source: &[u8]) {
+    let Ok(source) = std::str::from_utf8(source) else { return };
+    let spec = ModelSpec { chat_template: Some(source.to_owned()), ..ModelSpec::default() };
+    let Ok(renderer) = Renderer::new(&spec) else { return };
+    let body = br#"{"messages":[{"role":"user","content":"hi"}]}"#;
+    let request = Request::parse(Api::ChatCompletions, body).expect("a chat");
+    let _ = renderer.render(&request);
 }

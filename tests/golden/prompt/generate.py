@@ -1,219 +1,226 @@
 #!/usr/bin/env python3
-"""Writes expected/ from templates/ and conversations/, with transformers as the reference.
+"""Writes what vLLM 0.33.0 renders for templates and request bodies. README.md says how to run it.
 
-Versions that wrote the committed files (checked below):
-    Python 3.11.7, transformers 5.24.0, jinja2 3.1.6, tokenizers 0.23.3
-    python3 -m venv ENV && ENV/bin/pip install transformers==5.24.0 jinja2==3.1.6 tokenizers==0.23.3
-    ENV/bin/python generate.py
+    generate.py                           expected/ and digests.json, the committed files
+    generate.py --templates DIR --conversations DIR --out DIR
+                                          bodies/ and expected/ for others than the committed ones
 
-A cell is one template with one request body. The body is normalised as vLLM 0.33 does before it
-calls apply_chat_template (shared/reference/engine-wire.md d.2; written from there, not from our Rust
-code), then rendered with tokenize=False. A cell that vLLM or the template refuses is a file
-with the extension .error, whose text is for people.
-
-    generate.py [--templates DIR] [--out DIR]     (to look at other templates without committing)
+Templates are *.jinja. Conversations are *.json, *.jsonl or *.jsonl.gz, found in sub-folders too;
+what `bodies_of` knows becomes a request body, the rest is skipped and counted. A body below a
+folder called `messages` or `responses` is of that API, else of the one its fields fit.
 """
 import argparse
-import copy
+import gzip
+import hashlib
 import json
-import platform
+import logging
 import sys
+import warnings
 from pathlib import Path
 
-import jinja2
-import jinja2.nodes
-import tokenizers
-import transformers
-from transformers import PreTrainedTokenizerFast
-from transformers.utils import chat_template_utils
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
 
+import jinja2  # noqa: E402
+import pydantic  # noqa: E402
+import tokenizers  # noqa: E402
+import transformers  # noqa: E402
+
+VERSIONS = {"jinja2": "3.1.6", "pydantic": "2.14.4", "tokenizers": "0.23.3",
+            "transformers": "5.24.0"}
+# Longer prompts are committed as digests.
+LONGEST_TEXT = 6000
 HERE = Path(__file__).resolve().parent
-VERSIONS = {"transformers": "5.24.0", "jinja2": "3.1.6", "tokenizers": "0.23.3"}
+SHARED = HERE.parents[3] / "shared/data/chat-templates"
 
 
-class BadRequest(Exception):
-    """The engine would answer 400."""
+# ---- conversations ----
+
+def oasst_messages(node):
+    """A message tree down to its first answers."""
+    messages = []
+    while node:
+        role = "user" if node["role"] == "prompter" else "assistant"
+        messages.append({"role": role, "content": node["text"]})
+        node = next(iter(node.get("replies") or []), None)
+    return messages
 
 
-# ---- content format: vLLM looks for a loop over message.content in the syntax tree ----
-
-def strip_elements(node):
-    """Filters, tests and slices of a variable are still (elements of) that variable."""
-    while True:
-        if isinstance(node, (jinja2.nodes.Filter, jinja2.nodes.Test)) and node.node is not None:
-            node = node.node
-        elif isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Slice):
-            node = node.node
-        else:
-            return node
+def plain(messages):
+    """Without what the data sets add to a message, of which some is no field of the API."""
+    known = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+    return [{key: message[key] for key in known if message.get(key) is not None}
+            for message in messages]
 
 
-def is_name(node, names):
-    return isinstance(node, jinja2.nodes.Name) and node.name in names
+def bodies_of(record):
+    """The request bodies of one record of the data sets we know, or of a file of bodies."""
+    if isinstance(record, list):
+        if record and all(isinstance(m, dict) and "role" in m for m in record):
+            return [{"messages": record}]
+        return []
+    if not isinstance(record, dict):
+        return []
+    if "trial" in record and "messages" in record:  # tau-bench
+        return [{"messages": plain(record["messages"])}]
+    if "message_tree_id" in record:  # oasst
+        return [{"messages": oasst_messages(record["prompt"])}]
+    if "question" in record and "function" in record:  # bfcl
+        tools = [{"type": "function", "function": function} for function in record["function"]]
+        return [{"messages": turn, "tools": tools} for turn in record["question"]]
+    if "history" in record and "trajectory" in record:  # SWE-agent
+        return [{"messages": plain(record["history"])}]
+    if "session_id" in record and "output" in record:  # lmcache-agent
+        return [{"messages": [{"role": "user", "content": record["input"]}]}]
+    if any(isinstance(record.get(key), (list, str)) for key in ("messages", "input")):
+        return [record]
+    return []
 
 
-def is_key(node, names, key):
-    if isinstance(node, jinja2.nodes.Getattr):
-        return node.attr == key and is_name(node.node, names)
-    return (isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Const)
-            and node.arg.value == key and is_name(node.node, names))
+def api_of(path, body):
+    folders = {part for part in path.parts[:-1]}
+    for api in ("messages", "responses", "chat"):
+        if api in folders:
+            return api
+    if "messages" not in body:
+        return "responses"
+    return "messages" if "system" in body or "max_tokens" in body and any(
+        "input_schema" in tool for tool in body.get("tools") or []) else "chat"
 
 
-def content_format(template):
-    ast = chat_template_utils._compile_jinja_template(template).environment.parse(template)
-    lists = {"messages"}
-    grown = True
-    while grown:
-        grown = False
-        for assign in ast.find_all(jinja2.nodes.Assign):
-            if is_name(strip_elements(assign.node), lists):
-                if not isinstance(assign.target, jinja2.nodes.Name):
-                    return "string"
-                if assign.target.name not in lists:
-                    lists.add(assign.target.name)
-                    grown = True
-    loops = list(ast.find_all(jinja2.nodes.For))
-    items = {loop.target.name for loop in loops if is_name(strip_elements(loop.iter), lists)}
-    parts = any(is_key(strip_elements(loop.iter), items, "content") for loop in loops)
-    return "openai" if parts else "string"
+def records(path):
+    if path.name.endswith(".json"):
+        yield json.loads(path.read_bytes())
+        return
+    opened = gzip.open(path, "rt") if path.name.endswith(".gz") else path.open()
+    with opened as lines:
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
 
 
-# ---- message normalisation ----
+def conversations(folder, per_file):
+    """(name, API, body) of each body below the folder, and how many files hold none."""
+    found, skipped = [], 0
+    for path in sorted(folder.rglob("*")):
+        if not path.name.endswith((".json", ".jsonl", ".jsonl.gz")):
+            continue
+        inside = path.relative_to(folder)
+        name = inside.as_posix().split(".json")[0].replace("/", ".")
+        bodies = []
+        try:
+            for record in records(path):
+                bodies += bodies_of(record)
+                if len(bodies) >= per_file:
+                    break
+        except (ValueError, KeyError, TypeError, AttributeError):
+            bodies = []
+        skipped += not bodies
+        for index, body in enumerate(bodies[:per_file]):
+            number = f"-{index}" if path.suffix != ".json" or len(bodies) > 1 else ""
+            found.append((name + number, api_of(inside, body), body))
+    return found, skipped
 
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text",
-              "refusal": "refusal", "thinking": "thinking"}
+
+# ---- output ----
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n",
+                    newline="\n")
 
 
-def part_text(part):
-    if isinstance(part, str):
-        return part
-    if part.get("type") not in TEXT_PARTS:
-        raise BadRequest(f"not a text part: {part.get('type')}")
-    return part.get(TEXT_PARTS[part["type"]])
+def cells(template, found):
+    import reference
+    for name, api, body in found:
+        text, error = reference.render(api, body, template)
+        yield name, text, error
 
 
-def normalise_message(msg, fmt):
-    role, content = msg["role"], msg.get("content")
-    content = [] if content is None else [content] if isinstance(content, str) else content
-    texts = [text for text in map(part_text, content) if text is not None]
-    if role == "system":
-        header = "x-anthropic-billing-header"
-        texts = [t.partition("\n")[2] if t.startswith(header) else t for t in texts
-                 if not (t.startswith(header) and not t.partition("\n")[2])]
-    if fmt == "openai" and role != "tool":
-        out = {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
-    elif fmt == "openai":
-        out = {"role": role, "content": "\n".join(texts)}
+def full(template, found):
+    """Text of each conversation (its digest where it is long), or `{"error": ...}`."""
+    return {name: {"error": ": ".join(error)[:300]} if error else
+            text if len(text) <= LONGEST_TEXT else digest(text)
+            for name, text, error in cells(template, found)}
+
+
+def digests(template, found):
+    """Digest of each conversation's text, or the class of the error."""
+    return {name: {"error": error[0]} if error else digest(text)
+            for name, text, error in cells(template, found)}
+
+
+def digest(text):
+    text = text.encode()
+    return {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
+
+
+def own_templates():
+    import reference
+    templates = {path.stem: path.read_bytes().decode()
+                 for path in sorted((HERE / "templates").glob("*.jinja"))}
+    return templates | {"tiny-model": reference.TOKENIZER.chat_template}
+
+
+def write_committed():
+    found, _ = conversations(HERE / "conversations", 1)
+    for path in (HERE / "expected").glob("*"):
+        path.unlink()
+    for name, template in own_templates().items():
+        write(HERE / f"expected/{name}.json", full(template, found))
+    others = {}
+    for path in sorted(SHARED.glob("*.jinja")):
+        source = path.read_bytes()
+        others[path.name] = {"sha256": hashlib.sha256(source).hexdigest(),
+                             "cells": digests(source.decode(), found)}
+    if not others:
+        sys.exit(f"no templates in {SHARED}: digests.json is kept")
+    write(HERE / "digests.json", others)
+    print(f"{len(found)} conversations, {len(own_templates())} own templates, {len(others)} others")
+
+
+def write_others(args):
+    if args.conversations:
+        found, skipped = conversations(args.conversations, args.per_file)
     else:
-        out = {"role": role, "content": "\n".join(text for text in texts if text)}
-    if role == "assistant":
-        calls = copy.deepcopy(msg.get("tool_calls"))
-        if calls:
-            for call in calls:
-                arguments = call["function"].get("arguments")
-                if isinstance(arguments, str):
-                    try:
-                        arguments = json.loads(arguments)
-                    except json.JSONDecodeError:
-                        arguments = {}
-                call["function"]["arguments"] = arguments if isinstance(arguments, dict) else {}
-            out["tool_calls"] = calls
-        reasoning = msg.get("reasoning")
-        if reasoning is None:
-            reasoning = msg.get("reasoning_content")
-        if reasoning is not None:
-            out["reasoning"] = reasoning
-            out["reasoning_content"] = reasoning
-    elif role == "tool" and "tool_call_id" in msg:
-        out["tool_call_id"] = msg["tool_call_id"]
-    if isinstance(msg.get("name"), str):
-        out["name"] = msg["name"]
-    return out
-
-
-def demote_developer(conversation, template, fmt):
-    if "'developer'" in template or '"developer"' in template:
-        return conversation
-    if not any(msg["role"] == "developer" for msg in conversation):
-        return conversation
-    conversation = [{**msg, "role": "system"} if msg["role"] == "developer" else msg
-                    for msg in conversation]
-    if not any(msg["role"] == "system" for msg in conversation[1:]):
-        return conversation
-    texts = []
-    for msg in conversation:
-        if msg["role"] == "system":
-            content = msg["content"]
-            if isinstance(content, list):
-                content = "\n".join(part["text"] for part in content)
-            texts.append(content)
-    merged = "\n\n".join(text for text in texts if text)
-    content = [{"type": "text", "text": merged}] if fmt == "openai" else merged
-    rest = [msg for msg in conversation if msg["role"] != "system"]
-    return [{"role": "system", "content": content}] + rest
-
-
-def dump_tool(tool):
-    """model_dump() of vLLM's ChatCompletionToolsParam."""
-    function = tool["function"]
-    out = {name: function.get(name) for name in ("name", "description", "parameters")}
-    if function.get("strict") is not None:
-        out["strict"] = function["strict"]
-    return {"type": tool.get("type", "function"), "function": out}
-
-
-def render(tokenizer, template, body):
-    fmt = content_format(template)
-    conversation = [normalise_message(msg, fmt) for msg in body["messages"]]
-    conversation = demote_developer(conversation, template, fmt)
-    kwargs = dict(body.get("chat_template_kwargs") or {})
-    fixed = {
-        "add_generation_prompt": body.get("add_generation_prompt", True),
-        "continue_final_message": body.get("continue_final_message", False),
-        "documents": body.get("documents"),
-        "reasoning_effort": body.get("reasoning_effort"),
-    }
-    if fixed["reasoning_effort"] is not None and "enable_thinking" not in kwargs:
-        fixed["enable_thinking"] = fixed["reasoning_effort"] != "none"
-    kwargs |= {name: value for name, value in fixed.items() if value is not None}
-    tools = body.get("tools")
-    return tokenizer.apply_chat_template(
-        conversation=conversation,
-        tools=None if tools is None else [dump_tool(tool) for tool in tools],
-        chat_template=template,
-        tokenize=False,
-        **kwargs,
-    )
+        found, skipped = conversations(HERE / "conversations", 1)
+    if args.templates:
+        templates = {path.name.removesuffix(".jinja"): path.read_bytes().decode()
+                     for path in sorted(args.templates.rglob("*.jinja"))}
+    else:
+        templates = own_templates()
+    for name, api, body in found:
+        path = args.out / f"bodies/{api}/{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the order of the keys, which the prompt keeps.
+        path.write_text(json.dumps(body, ensure_ascii=False))
+    for name, template in templates.items():
+        (args.out / "templates").mkdir(parents=True, exist_ok=True)
+        (args.out / f"templates/{name}.jinja").write_bytes(template.encode())
+        write(args.out / f"expected/{name}.json", full(template, found))
+    print(f"{len(templates)} templates, {len(found)} conversations, {skipped} files without one",
+          file=sys.stderr)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--templates", type=Path, default=HERE / "templates")
-    parser.add_argument("--out", type=Path, default=HERE / "expected")
+    parser.add_argument("--templates", type=Path)
+    parser.add_argument("--conversations", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--per-file", type=int, default=10)
+    parser.add_argument("--vllm", type=Path, required=True, help="folder that holds vllm/")
     args = parser.parse_args()
-    got = {m.__name__: m.__version__ for m in (transformers, jinja2, tokenizers)}
+    modules = (jinja2, pydantic, tokenizers, transformers)
+    got = {module.__name__: module.__version__ for module in modules}
     if got != VERSIONS:
-        sys.exit(f"expected {VERSIONS}, got {got} (Python {platform.python_version()})")
-
-    model = HERE.parent / "tiny-model"
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    templates = {path.stem: path.read_bytes().decode() for path in args.templates.glob("*.jinja")}
-    if args.templates == HERE / "templates":
-        templates["tiny-model"] = tokenizer.chat_template
-    args.out.mkdir(parents=True, exist_ok=True)
-    for path in args.out.iterdir():
-        path.unlink()
-    counts = {"txt": 0, "error": 0}
-    for name, template in sorted(templates.items()):
-        for path in sorted((HERE / "conversations").glob("*.json")):
-            body = json.loads(path.read_bytes())
-            try:
-                text, kind = render(tokenizer, template, body), "txt"
-            except Exception as err:  # whatever it is, the engine answers 400
-                text, kind = f"{type(err).__name__}: {err}\n", "error"
-            counts[kind] += 1
-            (args.out / f"{name}__{path.stem}.{kind}").write_bytes(text.encode())
-    print(counts)
+        sys.exit(f"expected {VERSIONS}, got {got}")
+    sys.path.insert(0, str(args.vllm))
+    if args.templates or args.conversations:
+        if not args.out:
+            sys.exit("--out is needed")
+        write_others(args)
+    else:
+        write_committed()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ use crate::publisher::unix_seconds;
 pub(crate) enum Shape {
     Completion,
     Chat,
+    /// `/v1/responses`
+    Response,
+    /// `/v1/messages`
+    Message,
 }
 
 type Outputs = mpsc::UnboundedReceiver<(usize, Output)>;
@@ -56,7 +60,12 @@ impl Answer {
         prompt_tokens: usize,
         outputs: Outputs,
     ) -> Answer {
-        let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
+        let prefix = match shape {
+            Shape::Completion => "cmpl",
+            Shape::Chat => "chatcmpl",
+            Shape::Response => "resp",
+            Shape::Message => "msg",
+        };
         Answer {
             app,
             shape,
@@ -125,6 +134,10 @@ impl Answer {
         if self.unfinished > 0 {
             return Err(engine_gone());
         }
+        if matches!(self.shape, Shape::Response | Shape::Message) {
+            let text = tokens.first().map(|ids| self.text(ids)).unwrap_or_default();
+            return Ok(Json(self.single(&text)).into_response());
+        }
         let choices: Vec<Value> = tokens
             .iter()
             .enumerate()
@@ -135,7 +148,7 @@ impl Answer {
                 });
                 match self.shape {
                     Shape::Completion => choice["text"] = text.into(),
-                    Shape::Chat => {
+                    _ => {
                         choice["message"] = json!({"role": "assistant", "content": text});
                     }
                 }
@@ -144,11 +157,41 @@ impl Answer {
             .collect();
         let object = match self.shape {
             Shape::Completion => "text_completion",
-            Shape::Chat => "chat.completion",
+            _ => "chat.completion",
         };
         let mut body = self.envelope(object, choices);
         body["usage"] = self.usage();
         Ok(Json(body).into_response())
+    }
+
+    /// The answer of an API that has no choices, in vLLM's shape.
+    fn single(&self, text: &str) -> Value {
+        if self.shape == Shape::Message {
+            return json!({
+                "id": self.id, "type": "message", "role": "assistant", "model": self.model,
+                "content": [{"type": "text", "text": text}], "stop_reason": "max_tokens",
+                "usage": {
+                    "input_tokens": self.prompt_tokens - self.cached_tokens,
+                    "output_tokens": self.completion_tokens,
+                    "cache_read_input_tokens": self.cached_tokens,
+                },
+            });
+        }
+        let output = json!({
+            "id": format!("{}-0", self.id), "type": "message", "role": "assistant",
+            "status": "incomplete",
+            "content": [{"type": "output_text", "text": text, "annotations": []}],
+        });
+        json!({
+            "id": self.id, "object": "response", "created_at": self.created, "model": self.model,
+            "status": "incomplete", "output": [output],
+            "usage": {
+                "input_tokens": self.prompt_tokens,
+                "input_tokens_details": {"cached_tokens": self.cached_tokens},
+                "output_tokens": self.completion_tokens,
+                "total_tokens": self.prompt_tokens + self.completion_tokens,
+            },
+        })
     }
 
     /// The answer as server-sent events, as tokens come.
@@ -175,7 +218,7 @@ impl Answer {
         let reason = finished.then_some("length");
         let (object, name) = match self.shape {
             Shape::Completion => ("text_completion", "text"),
-            Shape::Chat => ("chat.completion.chunk", "delta"),
+            _ => ("chat.completion.chunk", "delta"),
         };
         let mut choice = json!({"index": index, "logprobs": null, "finish_reason": reason});
         choice[name] = content;
@@ -229,7 +272,7 @@ impl hyper::body::Body for SseBody {
                 let text = self.answer.text(&[token]);
                 let content = match self.answer.shape {
                     Shape::Completion => Value::from(text),
-                    Shape::Chat => json!({"content": text}),
+                    _ => json!({"content": text}),
                 };
                 sse(&self.answer.chunk(index, content, finished))
             }
@@ -241,7 +284,7 @@ impl hyper::body::Body for SseBody {
                 }
                 let object = match self.answer.shape {
                     Shape::Completion => "text_completion",
-                    Shape::Chat => "chat.completion.chunk",
+                    _ => "chat.completion.chunk",
                 };
                 let mut last = self.answer.envelope(object, Vec::new());
                 last["usage"] = self.answer.usage();

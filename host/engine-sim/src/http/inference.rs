@@ -1,10 +1,11 @@
-//! `/v1/completions` and `/v1/chat/completions`.
+//! `/v1/completions`, `/v1/chat/completions`, `/v1/responses` and `/v1/messages`.
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
+use prompt::Api;
 use tokio::sync::mpsc;
 
 use super::answers::{Answer, Shape};
@@ -31,8 +32,38 @@ pub(crate) async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let fields = Fields::parse(&body)?;
     let adapter = app.adapter(fields.model.as_deref())?;
-    let prompt = app.text.encode_chat(&body)?;
+    let prompt = app.text.encode_chat(Api::ChatCompletions, &body)?;
     serve(app, Shape::Chat, &fields, adapter, vec![prompt]).await
+}
+
+pub(crate) async fn responses(
+    State(app): State<Arc<App>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    whole_only(app, Api::Responses, Shape::Response, &body).await
+}
+
+pub(crate) async fn messages(
+    State(app): State<Arc<App>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    whole_only(app, Api::Messages, Shape::Message, &body).await
+}
+
+/// An API whose event stream is not simulated.
+async fn whole_only(
+    app: Arc<App>,
+    api: Api,
+    shape: Shape,
+    body: &[u8],
+) -> Result<Response, ApiError> {
+    let fields = Fields::parse(body)?;
+    if fields.stream == Some(true) {
+        return Err(ApiError::bad_request("stream is not simulated for this API"));
+    }
+    let adapter = app.adapter(fields.model.as_deref())?;
+    let prompt = app.text.encode_chat(api, body)?;
+    serve(app, shape, &fields, adapter, vec![prompt]).await
 }
 
 /// Submits every prompt as a request of its own, and answers once all of them run.

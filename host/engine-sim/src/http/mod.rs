@@ -89,6 +89,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/completions", post(inference::completions))
         .route("/v1/chat/completions", post(inference::chat_completions))
+        .route("/v1/responses", post(inference::responses))
+        .route("/v1/messages", post(inference::messages))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/reset_prefix_cache", post(reset_prefix_cache))

@@ -14,13 +14,15 @@ pub(crate) struct StreamOptions {
     include_usage: bool,
 }
 
-/// The fields of both APIs; others are accepted and ignored.
+/// The fields of all APIs; others are accepted and ignored.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Fields {
     pub(crate) model: Option<String>,
     prompt: Option<Value>,
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
+    /// `/v1/responses`' name for it.
+    max_output_tokens: Option<u64>,
     #[serde(default)]
     pub(crate) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -74,7 +76,7 @@ impl Fields {
             )));
         }
         let room = limit - prompt_len;
-        match self.max_completion_tokens.or(self.max_tokens) {
+        match self.max_completion_tokens.or(self.max_output_tokens).or(self.max_tokens) {
             Some(0) => Err(ApiError::bad_request("max_tokens must be at least 1, got 0.")),
             Some(wanted) => {
                 usize::try_from(wanted).ok().filter(|&wanted| wanted <= room).ok_or_else(|| {

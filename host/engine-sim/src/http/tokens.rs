@@ -27,7 +27,7 @@ pub(crate) async fn tokenize(
     app.adapter(fields.model.as_deref())?;
     let tokens = match (&fields.prompt, &fields.messages) {
         (Some(text), None) => app.text.encode(text, fields.add_special_tokens.unwrap_or(true))?,
-        (None, Some(_)) => app.text.encode_chat(&body)?,
+        (None, Some(_)) => app.text.encode_chat(prompt::Api::ChatCompletions, &body)?,
         _ => return Err(ApiError::bad_request("expected either prompt or messages")),
     };
     let token_strs: Option<Vec<String>> = (fields.return_token_strs == Some(true))
