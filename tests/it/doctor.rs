@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use testbed::{Stand, StandOptions, wait_until, wasm_epp};
 
-fn doctor(stand: &Stand) -> (Output, Value) {
+pub(crate) fn doctor(stand: &Stand) -> (Output, Value) {
     let output = Command::new(wasm_epp().unwrap())
         .args(["doctor", "--json", "--config"])
         .arg(stand.config_file())

@@ -9,6 +9,7 @@ mod doctor;
 mod engine_loss;
 mod feed_listener;
 mod gateway_restart;
+mod meter;
 mod requests;
 mod sessions;
 mod startup;

@@ -136,6 +136,7 @@ fn engine(of: &Value) -> Finding {
     if let Some(metrics) = metrics.filter(|m| events > 0 && *m != events) {
         problems.push(format!("its events say {events} tokens per block, its metrics {metrics}"));
     }
+    problems.extend(accuracy_problems(&of["accuracy"]));
     let age = match of["last_batch_ms"].as_u64() {
         Some(ms) => format!("last event {}.{} s ago", ms / 1000, ms % 1000 / 100),
         None => "no event yet".to_owned(),
@@ -157,6 +158,38 @@ fn gateway(of: &Value) -> Finding {
     let (workers, sequence, pending) = (number("workers"), number("sequence"), number("pending"));
     let note = format!("{workers} workers, {sequence} batches acked, {pending} changes pending");
     Finding { kind: "gateway", name: text("name"), state, problems, note }
+}
+
+/// Hits that an engine must have left without a count before it counts as silent: a single one may
+/// have been a miss, which engines leave out as well.
+const SILENT_HITS: u64 = 3;
+
+/// What the gateways' meters found of an engine's answers.
+fn accuracy_problems(of: &Value) -> Vec<String> {
+    let number = |key: &str| of[key].as_u64().unwrap_or(0);
+    let (answers, silent) = (number("answers"), number("silent"));
+    let (judged, over, under) = (number("judged"), number("over"), number("under"));
+    let mut problems = Vec::new();
+    if number("reported") == 0 && silent >= SILENT_HITS {
+        problems.push(format!(
+            "none of its {answers} measured answers says how many tokens were cached, and {silent} \
+             should have: it needs --enable-prompt-tokens-details (vLLM) or --enable-cache-report \
+             (SGLang)"
+        ));
+    }
+    if let Some(weight) = of["prefix_weight_ratio"].as_f64().filter(|weight| *weight < 1.0) {
+        problems.push(format!(
+            "its predictions are wrong: {over} of the last {judged} were too high, so its matches \
+             count by {weight}"
+        ));
+    }
+    if under * 4 >= judged && under >= SILENT_HITS {
+        problems.push(format!(
+            "its predictions are wrong: {under} of the last {judged} were too low, so it holds more \
+             than its events said"
+        ));
+    }
+    problems
 }
 
 #[cfg(test)]
@@ -182,6 +215,20 @@ mod tests {
     }
 
     #[test]
+    fn a_measured_engine_that_is_right_is_well() {
+        for accuracy in [
+            json!({"answers": 9, "reported": 0, "silent": 2, "prefix_weight_ratio": 1.0}),
+            json!({"answers": 99, "reported": 1, "silent": 9, "prefix_weight_ratio": 1.0}),
+            json!({"reported": 9, "judged": 32, "over": 7, "under": 7, "prefix_weight_ratio": 1.0}),
+        ] {
+            let mut engine = live();
+            engine["accuracy"] = accuracy;
+            let report = judge(&json!({"endpoints": [engine], "gateways": []}));
+            assert!(report.is_well(), "{:?}", report.findings);
+        }
+    }
+
+    #[test]
     fn each_ill_has_its_sentence() {
         let check = |key: &str, value: Value, expected: &str| {
             let mut ill = live();
@@ -196,6 +243,13 @@ mod tests {
         check("source", json!("degraded"), "history was not available");
         check("has_replay", json!(false), "no replay");
         check("metrics_block_size_tokens", json!(32), "16 tokens per block, its metrics 32");
+        let silent = json!({"answers": 9, "reported": 0, "silent": 4, "prefix_weight_ratio": 1.0});
+        let expected = "none of its 9 measured answers says how many tokens were cached, and 4";
+        check("accuracy", silent, expected);
+        let over = json!({"reported": 9, "judged": 20, "over": 6, "prefix_weight_ratio": 0.5});
+        check("accuracy", over, "6 of the last 20 were too high, so its matches count by 0.5");
+        let under = json!({"reported": 9, "judged": 12, "under": 3, "prefix_weight_ratio": 1.0});
+        check("accuracy", under, "3 of the last 12 were too low");
         let gateway = json!({"name": "gw", "state": "disconnected", "error": "refused"});
         let report = judge(&json!({"endpoints": [], "gateways": [gateway]}));
         assert_eq!(report.findings[0].problems, ["it is not fed: refused"]);

@@ -3,6 +3,7 @@
 
 pub mod events;
 pub mod feed_bytes;
+pub mod meter;
 pub mod page;
 pub mod prompts;
 pub mod smoke;
@@ -12,7 +13,7 @@ pub mod tokenizer;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("events", events::decode),
     ("framing", events::framing),
     ("trtllm", events::trtllm),
@@ -20,4 +21,5 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("tokenizer", tokenizer::load),
     ("feed", feed_bytes::decode),
     ("prompt", prompts::render),
+    ("meter", meter::read),
 ];

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use super::address;
 use super::error::Refused;
-use super::raw::{Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting};
+use super::raw::{Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawRouting};
 use super::{
-    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Metrics, Model,
-    Pool, Routing, SCORER_TYPES, Scorer,
+    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics,
+    Model, Pool, Routing, SCORER_TYPES, Scorer,
 };
 
 /// Envoy's own names of its log levels.
@@ -43,6 +43,7 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
             )?,
         },
         routing: routing(raw.routing.unwrap_or_default())?,
+        meter: raw.meter.map(meter).transpose()?,
         envoy,
         warnings,
     })
@@ -262,6 +263,13 @@ fn routing(raw: RawRouting) -> Result<Routing, Refused> {
         )?,
         retries: within("routing.retries", raw.retries, 0, 10)?,
     })
+}
+
+fn meter(raw: RawMeter) -> Result<Meter, Refused> {
+    if !(0.0..=1.0).contains(&raw.share) {
+        return Err(Refused::new("meter.share", raw.share, "a number from 0 to 1"));
+    }
+    Ok(Meter { share_ratio: raw.share, include_usage: raw.include_usage })
 }
 
 fn envoy(raw: RawEnvoy, base: &Path) -> Result<Envoy, Refused> {

@@ -13,7 +13,7 @@ use routing::SourceState;
 use serde_json::{Value, json};
 
 use super::scope::Scope;
-use super::{Daemon, page};
+use super::{Daemon, accuracy, page};
 
 pub(crate) fn app(daemon: Arc<Daemon>) -> Router {
     Router::new()
@@ -55,6 +55,7 @@ fn details(daemon: &Daemon) -> (bool, Value) {
             "error": status.last_error,
         }));
     }
+    let accuracies = accuracy::of_gateways(&daemon.gateways);
     let mut endpoints = Vec::new();
     for scope in &daemon.scopes {
         let live = scope.live();
@@ -79,6 +80,7 @@ fn details(daemon: &Daemon) -> (bool, Value) {
                 "undecodable": engine.counters.undecodable,
                 "other_groups": engine.counters.other_groups,
                 "error": engine.scrape_error,
+                "accuracy": accuracy::details(&accuracies, scope.number, slot),
             }));
         }
     }

@@ -13,10 +13,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::Daemon;
+use super::accuracy;
 use super::admin::source_name;
 use super::scope::Engine;
 
 type Labels = Vec<(&'static str, String)>;
+type Ratios = Family<Labels, Gauge<f64, AtomicU64>>;
 
 /// Collects families by name; each family is registered at its first value.
 #[derive(Default)]
@@ -24,6 +26,7 @@ struct Page {
     registry: Registry,
     counters: Vec<(&'static str, Family<Labels, Counter>)>,
     gauges: Vec<(&'static str, Family<Labels, Gauge>)>,
+    ratios: Vec<(&'static str, Ratios)>,
 }
 
 impl Page {
@@ -48,6 +51,17 @@ impl Page {
             self.gauges.len() - 1
         });
         self.gauges[at].1.get_or_create(labels).set(value);
+    }
+
+    fn ratio(&mut self, name: &'static str, help: &str, labels: &Labels, value: f64) {
+        let known = self.ratios.iter().position(|(other, _)| *other == name);
+        let at = known.unwrap_or_else(|| {
+            let family = Ratios::default();
+            self.registry.register(name, help, family.clone());
+            self.ratios.push((name, family));
+            self.ratios.len() - 1
+        });
+        self.ratios[at].1.get_or_create(labels).set(value);
     }
 }
 
@@ -88,6 +102,7 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner);
         of_gateway(&mut page, vec![("gateway", gateway.name.clone())], &status);
     }
+    of_accuracy(&mut page, daemon);
     let mut text = String::new();
     encode(&mut text, &page.registry)?;
     Ok(text)
@@ -179,4 +194,56 @@ fn of_gateway(page: &mut Page, mut labels: Labels, status: &GatewayStatus) {
     page.gauge("wasm_epp_gateway_workers", help, &labels, status.rows.len() as i64);
     labels.push(("state", status.state.name().to_owned()));
     page.gauge("wasm_epp_gateway_state", "1 for the state the gateway is in.", &labels, 1);
+}
+
+/// What the gateways' meters measured of each endpoint, where there is a meter.
+fn of_accuracy(page: &mut Page, daemon: &Daemon) {
+    let reports = accuracy::of_gateways(&daemon.gateways);
+    for (gateway, report) in &reports {
+        for scope in &daemon.scopes {
+            for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
+                let of = accuracy::of_slot(report, scope.number, slot);
+                let Some(of) = of else { continue };
+                let labels = vec![
+                    ("pool", scope.pool.clone()),
+                    ("model", scope.model.name.clone()),
+                    ("endpoint", endpoint.address.clone()),
+                    ("gateway", gateway.clone()),
+                ];
+                for (name, help, value) in [
+                    ("wasm_epp_measured_answers", "Answers measured in this epoch.", of.answers),
+                    (
+                        "wasm_epp_measured_answers_reported",
+                        "Of those, with the engine's count of cached tokens.",
+                        of.reported,
+                    ),
+                    (
+                        "wasm_epp_measured_answers_silent",
+                        "Of those, without it although a hit was predicted.",
+                        of.silent,
+                    ),
+                    (
+                        "wasm_epp_predictions_judged",
+                        "Latest predictions that were judged, at most 32.",
+                        u32::from(of.judged),
+                    ),
+                    (
+                        "wasm_epp_predictions_over",
+                        "Of those, higher than what the engine had.",
+                        of.over.count_ones(),
+                    ),
+                    (
+                        "wasm_epp_predictions_under",
+                        "Of those, lower than what the engine had.",
+                        of.under.count_ones(),
+                    ),
+                ] {
+                    page.gauge(name, help, &labels, i64::from(value));
+                }
+                let help = "Share of the endpoint's matches that is counted.";
+                let ratio = f64::from(of.reliability().ratio());
+                page.ratio("wasm_epp_prefix_weight_ratio", help, &labels, ratio);
+            }
+        }
+    }
 }
