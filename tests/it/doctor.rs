@@ -8,7 +8,7 @@ use testbed::{EngineOptions, Stand, StandOptions, get, wait_until, wasm_epp};
 
 use crate::support::{completion, prose, teach};
 
-fn doctor(stand: &Stand) -> (Output, Value) {
+pub(crate) fn doctor(stand: &Stand) -> (Output, Value) {
     let output = Command::new(wasm_epp().unwrap())
         .args(["doctor", "--json", "--config"])
         .arg(stand.config_file())

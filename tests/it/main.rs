@@ -9,6 +9,7 @@ mod doctor;
 mod engine_loss;
 mod feed_listener;
 mod gateway_restart;
+mod meter;
 mod prompts;
 mod recovery;
 mod rendering;

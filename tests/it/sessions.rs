@@ -2,16 +2,19 @@
 //! says it had cached.
 //!
 //! The recorded frames come from a publisher on pyzmq, so neither the bytes nor the socket are
-//! ours; daemon, Envoy and modules are real. The engine's HTTP side is a constant server, as the
-//! answers were recorded too.
+//! ours; daemon, Envoy and modules are real. The engine's HTTP side is a server that says the
+//! recorded counts, so the meter judges the same predictions by the same truth.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
-use serde_json::Value;
-use testbed::{Backend, Engine, Stand, StandOptions, root};
+use serde_json::{Value, json};
+use testbed::{Backend, Engine, Stand, StandOptions, root, wait_until};
+
+use crate::support::counters;
 
 /// Tokens per block of the recorded engine.
 const BLOCK: i64 = 32;
@@ -73,6 +76,7 @@ async fn play(name: &str, bounds: &Bounds) {
     let mut sent = 0;
     for recorded in &session {
         let headers = [("content-type", "application/json")];
+        backend.answer_with(recorded.answer());
         let body = recorded.request.clone();
         let answer = client.send("POST", &recorded.path, &headers, body).await.unwrap();
         assert_eq!(answer.status, 200, "{}: {answer:?}", recorded.label);
@@ -88,6 +92,26 @@ async fn play(name: &str, bounds: &Bounds) {
         }
     }
     table.check(name, bounds);
+    check_meter(&stand, &session).await;
+}
+
+/// The meter finds none of the predictions wrong either, and has counted what the engine did. Until
+/// the engine names a hit it may be one that never reports.
+async fn check_meter(stand: &Stand, session: &[Recorded]) {
+    let judged = session.iter().skip_while(|recorded| recorded.cached_tokens == 0);
+    let sum = |of: fn(&Recorded) -> i64| judged.clone().map(of).sum::<i64>() as u64;
+    let (prompt, cached) = (sum(|r| r.prompt_tokens), sum(|r| r.cached_tokens));
+    let counts = wait_until("the last answer is counted", Duration::from_secs(10), async || {
+        let counts = counters(stand, "wasm_epp_meter_").await;
+        (counts.get("answers") == Some(&(session.len() as u64))).then_some(counts)
+    });
+    let counts = counts.await.unwrap();
+    println!("meter: {counts:?}");
+    assert_eq!((counts["prompt_tokens"], counts["cached_tokens"]), (prompt, cached));
+    assert!(counts["predictions_right"] > 0);
+    for wrong in ["predictions_over", "predictions_under", "shortfall_state_wrong_tokens"] {
+        assert!(!counts.contains_key(wrong), "{wrong}: {counts:?}");
+    }
 }
 
 /// Everything, with one endpoint whose events are the publisher's.
@@ -96,6 +120,7 @@ async fn start(publisher: &Publisher, bounds: &Bounds) -> (Stand, Backend) {
     let backend = Backend::start(page).await.unwrap();
     let options = StandOptions {
         engines: Vec::new(),
+        more_config: "meter: {share: 1}\n".to_owned(),
         token_id_prompts: bounds.token_id_prompts,
         ..StandOptions::default()
     };
@@ -112,6 +137,16 @@ async fn start(publisher: &Publisher, bounds: &Bounds) -> (Stand, Backend) {
     stand.start_daemon().unwrap();
     stand.wait_ready().await.unwrap();
     (stand, backend)
+}
+
+impl Recorded {
+    /// The engine's answer as far as it counts, a miss left out as vLLM does.
+    fn answer(&self) -> String {
+        let (prompt, cached) = (self.prompt_tokens, self.cached_tokens);
+        let details = (cached > 0).then(|| json!({"cached_tokens": cached}));
+        let usage = json!({"prompt_tokens": prompt, "prompt_tokens_details": details});
+        json!({"object": "text_completion", "choices": [], "usage": usage}).to_string()
+    }
 }
 
 fn read(session: &str) -> Vec<Recorded> {

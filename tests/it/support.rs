@@ -140,7 +140,8 @@ pub(crate) async fn picked(stand: &Stand) -> u64 {
     stand.envoy_stat("wasmcustom.wasm_epp_requests_picked_total").await.unwrap()
 }
 
-async fn counters(stand: &Stand, prefix: &str) -> BTreeMap<String, u64> {
+/// Counters of Envoy's by what follows `prefix` in their names.
+pub(crate) async fn counters(stand: &Stand, prefix: &str) -> BTreeMap<String, u64> {
     let path = format!("/stats?filter=^wasmcustom.{prefix}");
     let page = get(stand.envoy_admin, &path).await.unwrap();
     let text = String::from_utf8_lossy(&page.body).into_owned();

@@ -57,6 +57,8 @@ async fn pass(
     let (head, body) = request.into_parts();
     let mut batch = body.collect().await.unwrap().to_bytes().to_vec();
     match era {
+        // A question without a batch has no format.
+        _ if head.method == http::Method::GET => {}
         DAEMON_LATER => batch[IN_BATCH] += 1,
         // To a later feeder this batch is of an earlier format.
         FEEDER_LATER => batch[IN_BATCH] -= 1,
@@ -70,7 +72,7 @@ async fn pass(
     let Ok(answer) = sender.send_request(request).await else { return unreachable() };
     let status = answer.status();
     let mut ack = answer.into_body().collect().await.unwrap().to_bytes().to_vec();
-    if era == FEEDER_LATER {
+    if era == FEEDER_LATER && ack.len() > IN_ACK {
         ack[IN_ACK] += 1;
     }
     hyper::Response::builder().status(status).body(Full::new(Bytes::from(ack))).unwrap()

@@ -80,7 +80,7 @@ async fn a_restart_that_no_number_shows_is_found_by_the_metrics_page() {
     assert_eq!(scene.resets().await, 0);
     scene.engines[0].pages.restart(2e9);
     scene.engines[0].twin.restart();
-    while scene.metric("wasm_epp_source_fenced_total", "").await == 0 {}
+    while scene.metric("wasm_epp_source_resets_total", "reason=\"process\"").await == 0 {}
     scene.check("fenced", &documents.all()).await;
     // Its own history before the fence is missing too.
     scene.source(0, SourceState::Degraded).await;
@@ -107,7 +107,7 @@ async fn an_engine_that_never_says_that_its_cache_is_gone_is_fenced() {
     scene.source(0, SourceState::Degraded).await;
     scene.engines[0].twin.restart();
     scene.check("fenced", &documents.all()).await;
-    assert_eq!(scene.metric("wasm_epp_source_fenced_total", "").await, 1);
+    assert_eq!(scene.metric("wasm_epp_source_resets_total", "reason=\"process\"").await, 1);
     scene.engines[0].publish(&[cleared(), documents.event(5)]);
     scene.holds(&documents, [5]);
     scene.check("said after all", &documents.all()).await;
@@ -130,6 +130,6 @@ async fn a_page_that_is_late_voids_nothing_of_the_new_process() {
     let scrapes = scene.metric("wasm_epp_scrapes_total", "").await;
     while scene.metric("wasm_epp_scrapes_total", "").await < scrapes + 3 {}
     scene.check("still there", &documents.all()).await;
-    assert_eq!(scene.metric("wasm_epp_source_fenced_total", "").await, 0);
+    assert_eq!(scene.metric("wasm_epp_source_resets_total", "reason=\"process\"").await, 0);
     scene.source(0, SourceState::Live).await;
 }

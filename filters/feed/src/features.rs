@@ -101,7 +101,16 @@ impl Features {
                 any_tokens: reader.u32()?,
                 gpu_blocks: reader.u32()?,
             };
-            candidates.push(Candidate { slot, address, load, source, block_size_tokens, matched });
+            candidates.push(Candidate {
+                slot,
+                address,
+                load,
+                source,
+                block_size_tokens,
+                matched,
+                // The picker's to know: it is no feature of the request.
+                ..Candidate::default()
+            });
         }
         reader.finish()?;
         Ok(Self { scope, epoch, request, candidates, is_cut })

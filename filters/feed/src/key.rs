@@ -19,6 +19,8 @@ pub enum Key {
     Row(u8),
     /// [`crate::Picks`] of a scope; written by the router.
     Picks(u16),
+    /// [`crate::Accuracy`] of a scope; written by the meter.
+    Accuracy(u16),
     /// [`crate::Directory`] of the epochs of a parity.
     Directory(bool),
     /// [`crate::Table`] of a scope.
@@ -73,6 +75,10 @@ impl Key {
                 put(b"P");
                 put(&scope.to_le_bytes());
             }
+            Self::Accuracy(scope) => {
+                put(b"C");
+                put(&scope.to_le_bytes());
+            }
             Self::Directory(odd) => put(&[b'D', u8::from(odd)]),
             Self::Table(odd, scope) => put(&singleton(b'T', odd, scope)),
             Self::Load(odd, scope) => put(&singleton(b'L', odd, scope)),
@@ -86,7 +92,8 @@ impl Key {
         KeyBytes { bytes, len }
     }
 
-    /// Reads a key that a batch may write; `feed/head`, rows and picks are not among them.
+    /// Reads a key that a batch may write; `feed/head`, rows, picks and accuracies
+    /// are not among them.
     pub fn parse_writable(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         let kind = reader.u8()?;
@@ -113,6 +120,7 @@ impl Key {
             Self::Head => b'H',
             Self::Row(_) => b'R',
             Self::Picks(_) => b'P',
+            Self::Accuracy(_) => b'C',
             Self::Directory(_) => b'D',
             Self::Table(..) => b'T',
             Self::Load(..) => b'L',
@@ -144,6 +152,7 @@ mod tests {
         check(Key::Bucket(1, 0x01020304), b"B\x01\x00\x04\x03\x02\x01");
         check(Key::Picks(2), b"P\x02\x00");
         check(Key::Row(3), b"R\x03");
+        check(Key::Accuracy(0x0102), b"C\x02\x01");
     }
 
     proptest! {
@@ -156,7 +165,7 @@ mod tests {
 
         #[test]
         fn a_batch_cannot_write_what_the_filters_own(scope: u16, slot: u8) {
-            for key in [Key::Head, Key::Row(slot), Key::Picks(scope)] {
+            for key in [Key::Head, Key::Row(slot), Key::Picks(scope), Key::Accuracy(scope)] {
                 prop_assert!(Key::parse_writable(key.encode().as_ref()).is_err());
             }
         }

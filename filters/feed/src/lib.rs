@@ -8,6 +8,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
+mod accuracy;
 mod ack;
 mod batch;
 mod bucket;
@@ -15,10 +16,14 @@ mod directory;
 mod features;
 mod head;
 mod key;
+mod prediction;
 mod row;
 mod values;
 mod wire;
 
+pub use accuracy::{
+    ACCURACY_PATH, Accuracy, AccuracyReport, Outcome, SlotAccuracy, WINDOW_ANSWERS,
+};
 pub use ack::{Ack, AckStatus, Counters};
 pub use batch::{Batch, BatchBuilder, BatchHeader, MAX_BATCH_BYTES, MAX_BATCH_ENTRIES};
 pub use bucket::{BucketEntry, BucketWriter, FoundStride, MAX_BUCKET_BYTES, find_stride};
@@ -26,6 +31,7 @@ pub use directory::{Directory, DirectoryEntry, MAX_ADAPTERS};
 pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
 pub use head::{Head, Transition};
 pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
+pub use prediction::{PREDICTION_PROPERTY, Predicted, Prediction};
 pub use row::{MAX_ROWS, WorkerRow};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,

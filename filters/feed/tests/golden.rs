@@ -2,9 +2,10 @@
 //! byte of it changes the format's number.
 
 use feed::{
-    Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Counters,
-    Directory, DirectoryEntry, EndpointEntry, Features, Head, Key, LoadRecord, LoadTable,
-    ModelValue, Picks, Table, WorkerRow, find_stride,
+    Accuracy, AccuracyReport, Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry,
+    BucketWriter, Counters, Directory, DirectoryEntry, EndpointEntry, Features, Head, Key,
+    LoadRecord, LoadTable, ModelValue, Picks, Predicted, Prediction, SlotAccuracy, Table,
+    WorkerRow, find_stride,
 };
 use prefix::{Holder, Listed as _, Seed, Stride};
 use routing::{Candidate, Load, PrefixMatch, RequestFeatures, SourceState};
@@ -107,6 +108,43 @@ fn what_filters_and_daemon_keep() {
 }
 
 #[test]
+fn what_the_meter_reads_and_keeps() {
+    let target = |slot, address: &str, has_state, tokens, block_size_tokens| Predicted {
+        slot,
+        address: address.into(),
+        has_state,
+        tokens,
+        block_size_tokens,
+    };
+    let prediction = Prediction {
+        epoch: EPOCH,
+        scope: 2,
+        is_matched: true,
+        prompt_bytes: 1000,
+        best_tokens: 96,
+        targets: vec![
+            target(3, "10.0.0.1:8000", true, 64, 16),
+            target(0, "[fd00::1]:8000", false, 0, 0),
+        ],
+    };
+    check("prediction", &prediction, Prediction::encode, Prediction::decode);
+    let of = |[answers, reported, silent, over, under]: [u32; 5], judged| SlotAccuracy {
+        answers,
+        reported,
+        silent,
+        judged,
+        over,
+        under,
+    };
+    let slots = vec![(0, of([70, 69, 1, 0x8000_0001, 2], 32)), (3, of([5, 0, 5, 0, 0], 0))];
+    let accuracy = Accuracy { epoch: EPOCH, slots };
+    check("accuracy", &accuracy, Accuracy::encode, Accuracy::decode);
+    let report =
+        AccuracyReport { scopes: vec![(2, accuracy), (7, Accuracy { epoch: 1, slots: vec![] })] };
+    check("accuracy_report", &report, AccuracyReport::encode, AccuracyReport::decode);
+}
+
+#[test]
 fn a_bucket() {
     let mut writer = BucketWriter::new(EPOCH);
     writer.push(BucketEntry {
@@ -168,6 +206,7 @@ fn what_scorers_read() {
                 any_tokens: 96,
                 gpu_blocks: 4,
             },
+            ..Candidate::default()
         }],
         is_cut: false,
     };

@@ -1,6 +1,9 @@
 //! One POST: check it whole, claim the head, set the values, stamp the head, answer.
 
-use feed::{Ack, AckStatus, Batch, Counters, Head, Key, MAX_ROWS, Transition, WorkerRow};
+use feed::{
+    Accuracy, AccuracyReport, Ack, AckStatus, Batch, Counters, Directory, Head, Key, MAX_ROWS,
+    Transition, WorkerRow,
+};
 use hostcalls::{CounterSet, Expect, Host, Level, Status};
 
 /// Path that batches are posted to.
@@ -163,10 +166,31 @@ fn rows(host: &impl Host) -> Vec<WorkerRow> {
     rows
 }
 
+/// How right the predictions were, of every scope of the active directory that a meter measured.
+/// What cannot be read is left out: it says nothing.
+pub fn accuracy(host: &impl Host) -> AccuracyReport {
+    let mut report = AccuracyReport::default();
+    let value = |key: Key| host.shared(key.encode().as_ref()).ok().flatten();
+    let head = value(Key::Head).and_then(|(value, _)| Head::decode(&value).ok());
+    let Some(epoch) = head.and_then(|head| head.active_epoch()) else { return report };
+    let directory = value(Key::Directory(Key::parity(epoch)));
+    let directory = directory.and_then(|(value, _)| Directory::decode(&value).ok());
+    let Some(directory) = directory.filter(|held| held.epoch == epoch) else { return report };
+    for entry in &directory.entries {
+        let held = value(Key::Accuracy(entry.scope));
+        let held = held.and_then(|(value, _)| Accuracy::decode(&value).ok());
+        let held = held.filter(|accuracy| accuracy.epoch == epoch);
+        if held.is_some_and(|accuracy| !report.push(entry.scope, accuracy)) {
+            break;
+        }
+    }
+    report
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use feed::{BatchBuilder, BatchHeader, Directory, LoadTable};
+    use feed::{BatchBuilder, BatchHeader, DirectoryEntry, LoadTable, SlotAccuracy};
     use hostcalls::memory::MemoryHost;
 
     fn host() -> MemoryHost {
@@ -267,5 +291,25 @@ mod tests {
         }
         let ack = post(&mut feeder, &host, (0, 6, 1), false);
         assert_eq!(ack.rows.iter().map(|row| row.vm).collect::<Vec<_>>(), [1, 2]);
+    }
+    #[test]
+    fn accuracies_of_the_active_epoch_are_told() {
+        let host = host();
+        let set = |key: Key, value: Vec<u8>| {
+            host.set_shared(key.encode().as_ref(), &value, Expect::Anything).unwrap();
+        };
+        assert_eq!(accuracy(&host), AccuracyReport::default());
+        let head = Head { instance: 1, epoch: 6, is_complete: true, ..Head::default() };
+        set(Key::Head, head.encode());
+        assert_eq!(accuracy(&host), AccuracyReport::default());
+        let entry = |scope| DirectoryEntry { scope, ..DirectoryEntry::default() };
+        let entries = (0..4).map(entry).collect();
+        set(Key::Directory(false), Directory { epoch: 6, entries }.encode());
+        let of = |epoch| Accuracy { epoch, slots: vec![(2, SlotAccuracy::default())] };
+        set(Key::Accuracy(1), of(6).encode());
+        set(Key::Accuracy(2), of(5).encode());
+        set(Key::Accuracy(3), b"junk".to_vec());
+        set(Key::Accuracy(9), of(6).encode());
+        assert_eq!(accuracy(&host).scopes, [(1, of(6))]);
     }
 }

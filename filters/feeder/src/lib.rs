@@ -11,4 +11,4 @@ mod apply;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
 
-pub use apply::{Feeder, PATH};
+pub use apply::{Feeder, PATH, accuracy};

@@ -3,13 +3,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use feed::MAX_BATCH_BYTES;
+use feed::{ACCURACY_PATH, MAX_BATCH_BYTES};
 use hostcalls::proxy::ProxyHost;
 use hostcalls::{Host, Level};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
-use crate::{Feeder, PATH};
+use crate::{Feeder, PATH, accuracy};
 
 proxy_wasm::main! {{
     proxy_wasm::set_root_context(|_| Box::new(Root::default()));
@@ -72,6 +72,9 @@ impl Context for Post {}
 impl HttpContext for Post {
     fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
         let is = |name, expected: &str| matches!(ProxyHost.request_header(name), Ok(Some(value)) if value == expected.as_bytes());
+        if is(":path", ACCURACY_PATH) && is(":method", "GET") {
+            return self.answer(200, &accuracy(&ProxyHost).encode());
+        }
         if !is(":path", PATH) {
             return self.answer(404, b"batches go to /feed");
         }

@@ -72,12 +72,26 @@ pub trait Host {
     fn set_request_header(&self, name: &str, value: Option<&str>) -> Result<(), Status>;
     /// Up to `max_bytes` of the request body that has arrived.
     fn request_body(&self, max_bytes: usize) -> Result<Vec<u8>, Status>;
+    /// Puts `bytes` in the place of the first `take` bytes of the request body that has arrived.
+    fn splice_request_body(&self, take: usize, bytes: &[u8]) -> Result<(), Status>;
+    /// A response header; bytes, for header values need not be UTF-8.
+    fn response_header(&self, name: &str) -> Result<Option<Vec<u8>>, Status>;
+    /// Removes a response header.
+    fn remove_response_header(&self, name: &str) -> Result<(), Status>;
+    /// Up to `max_bytes` of the chunk of the response that is passing, from `start` on.
+    fn response_chunk(&self, start: usize, max_bytes: usize) -> Result<Vec<u8>, Status>;
+    /// Puts `bytes` in the place of that chunk, which has `len` bytes.
+    fn replace_response_chunk(&self, len: usize, bytes: &[u8]) -> Result<(), Status>;
     /// Answers the request from here.
     fn respond(&self, status: u32, body: &[u8]) -> Result<(), Status>;
     /// The number of a counter, defining it if needed.
     fn counter(&self, name: &str) -> Result<u32, Status>;
     /// Adds to a counter; `by` must be above 0.
     fn count(&self, counter: u32, by: u64) -> Result<(), Status>;
+    /// The number of a histogram, defining it if needed. Its buckets are the host's.
+    fn histogram(&self, name: &str) -> Result<u32, Status>;
+    /// Adds a value to a histogram.
+    fn record(&self, histogram: u32, value: u64) -> Result<(), Status>;
     /// The plugin's configuration.
     fn configuration(&self) -> Result<Vec<u8>, Status>;
 }
@@ -97,6 +111,14 @@ const MAX_COUNTERS: usize = 64;
 impl CounterSet {
     /// Adds 1 to `prefix` + `name` + `suffix`.
     pub fn add(&mut self, host: &impl Host, prefix: &str, name: &str, suffix: &str) {
+        self.add_by(host, prefix, name, suffix, 1);
+    }
+
+    /// Adds `by` to `prefix` + `name` + `suffix`; a counter that nothing was added to is not defined.
+    pub fn add_by(&mut self, host: &impl Host, prefix: &str, name: &str, suffix: &str, by: u64) {
+        if by == 0 {
+            return;
+        }
         let full = format!("{prefix}{name}{suffix}");
         let id = match self.ids.get(&full) {
             Some(id) => *id,
@@ -110,6 +132,6 @@ impl CounterSet {
             },
         };
         // A lost count harms nobody; there is nothing better to do with the error.
-        let _ = host.count(id, 1);
+        let _ = host.count(id, by);
     }
 }

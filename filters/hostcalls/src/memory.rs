@@ -27,10 +27,16 @@ pub struct MemoryHost {
     pub headers: RefCell<BTreeMap<String, Vec<u8>>>,
     /// Request body.
     pub body: RefCell<Vec<u8>>,
+    /// Response headers by lower-case name.
+    pub response_headers: RefCell<BTreeMap<String, Vec<u8>>>,
+    /// Chunk of the response that is passing.
+    pub chunk: RefCell<Vec<u8>>,
     /// Local answer, if any.
     pub response: RefCell<Option<(u32, Vec<u8>)>>,
     /// Counters by name.
     pub counters: RefCell<BTreeMap<String, u64>>,
+    /// Values of histograms by name.
+    pub histograms: RefCell<BTreeMap<String, Vec<u64>>>,
     /// Plugin configuration.
     pub plugin_configuration: RefCell<Vec<u8>>,
     /// Host calls that fail: by name of the method.
@@ -109,6 +115,33 @@ impl Host for MemoryHost {
         let body = self.body.borrow();
         Ok(body.iter().take(max_bytes).copied().collect())
     }
+    fn splice_request_body(&self, take: usize, bytes: &[u8]) -> Result<(), Status> {
+        self.allow("splice_request_body")?;
+        let mut body = self.body.borrow_mut();
+        let take = take.min(body.len());
+        body.splice(..take, bytes.iter().copied());
+        Ok(())
+    }
+    fn response_header(&self, name: &str) -> Result<Option<Vec<u8>>, Status> {
+        self.allow("response_header")?;
+        Ok(self.response_headers.borrow().get(name).cloned())
+    }
+    fn remove_response_header(&self, name: &str) -> Result<(), Status> {
+        self.allow("remove_response_header")?;
+        self.response_headers.borrow_mut().remove(name);
+        Ok(())
+    }
+    fn response_chunk(&self, start: usize, max_bytes: usize) -> Result<Vec<u8>, Status> {
+        self.allow("response_chunk")?;
+        Ok(self.chunk.borrow().iter().skip(start).take(max_bytes).copied().collect())
+    }
+    fn replace_response_chunk(&self, len: usize, bytes: &[u8]) -> Result<(), Status> {
+        self.allow("replace_response_chunk")?;
+        let mut chunk = self.chunk.borrow_mut();
+        let len = len.min(chunk.len());
+        chunk.splice(..len, bytes.iter().copied());
+        Ok(())
+    }
     fn respond(&self, status: u32, body: &[u8]) -> Result<(), Status> {
         self.allow("respond")?;
         self.response.replace(Some((status, body.to_vec())));
@@ -125,6 +158,22 @@ impl Host for MemoryHost {
         match self.counters.borrow_mut().values_mut().nth(counter as usize) {
             Some(value) => {
                 *value += by;
+                Ok(())
+            }
+            None => Err(Status::BadArgument),
+        }
+    }
+    fn histogram(&self, name: &str) -> Result<u32, Status> {
+        self.allow("histogram")?;
+        let mut histograms = self.histograms.borrow_mut();
+        histograms.entry(name.to_owned()).or_default();
+        Ok(histograms.keys().position(|key| key == name).map_or(0, |at| at as u32))
+    }
+    fn record(&self, histogram: u32, value: u64) -> Result<(), Status> {
+        self.allow("record")?;
+        match self.histograms.borrow_mut().values_mut().nth(histogram as usize) {
+            Some(values) => {
+                values.push(value);
                 Ok(())
             }
             None => Err(Status::BadArgument),

@@ -12,9 +12,12 @@ pub struct ProxyHost;
 const OK: u32 = 0;
 const EMPTY: u32 = 7;
 const REQUEST_HEADERS: u32 = 0;
+const RESPONSE_HEADERS: u32 = 2;
 const REQUEST_BODY: u32 = 0;
+const RESPONSE_BODY: u32 = 1;
 const PLUGIN_CONFIGURATION: u32 = 7;
 const COUNTER: u32 = 0;
+const HISTOGRAM: u32 = 2;
 const CLOCK_MONOTONIC: u32 = 1;
 /// A CAS number the host never gives out, so it matches no held value, while a missing key takes
 /// any: "create if absent" (cpp-host `shared_data.cc`; the counter starts at 1 and grows).
@@ -67,6 +70,13 @@ unsafe extern "C" {
         data: *mut *mut u8,
         size: *mut usize,
     ) -> u32;
+    fn proxy_set_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        size: usize,
+        data: *const u8,
+        data_size: usize,
+    ) -> u32;
     fn proxy_send_local_response(
         status: u32,
         details: *const u8,
@@ -79,6 +89,7 @@ unsafe extern "C" {
     ) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
+    fn proxy_record_metric(id: u32, value: u64) -> u32;
 }
 
 #[link(wasm_import_module = "wasi_snapshot_preview1")]
@@ -175,18 +186,7 @@ impl Host for ProxyHost {
     }
 
     fn request_header(&self, name: &str) -> Result<Option<Vec<u8>>, Status> {
-        let (mut data, mut size) = (null_mut(), 0usize);
-        // SAFETY: the out pointers are valid; see `returned` for ownership.
-        let status = unsafe {
-            proxy_get_header_map_value(
-                REQUEST_HEADERS,
-                name.as_ptr(),
-                name.len(),
-                &mut data,
-                &mut size,
-            )
-        };
-        returned(status, data, size)
+        header(REQUEST_HEADERS, name)
     }
 
     fn set_request_header(&self, name: &str, value: Option<&str>) -> Result<(), Status> {
@@ -206,7 +206,28 @@ impl Host for ProxyHost {
     }
 
     fn request_body(&self, max_bytes: usize) -> Result<Vec<u8>, Status> {
-        buffer(REQUEST_BODY, max_bytes)
+        buffer(REQUEST_BODY, 0, max_bytes)
+    }
+
+    fn splice_request_body(&self, take: usize, bytes: &[u8]) -> Result<(), Status> {
+        set_buffer(REQUEST_BODY, take, bytes)
+    }
+
+    fn response_header(&self, name: &str) -> Result<Option<Vec<u8>>, Status> {
+        header(RESPONSE_HEADERS, name)
+    }
+
+    fn remove_response_header(&self, name: &str) -> Result<(), Status> {
+        // SAFETY: the host reads the name before it returns.
+        check(unsafe { proxy_remove_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len()) })
+    }
+
+    fn response_chunk(&self, start: usize, max_bytes: usize) -> Result<Vec<u8>, Status> {
+        buffer(RESPONSE_BODY, start, max_bytes)
+    }
+
+    fn replace_response_chunk(&self, len: usize, bytes: &[u8]) -> Result<(), Status> {
+        set_buffer(RESPONSE_BODY, len, bytes)
     }
 
     fn respond(&self, status: u32, body: &[u8]) -> Result<(), Status> {
@@ -228,10 +249,7 @@ impl Host for ProxyHost {
     }
 
     fn counter(&self, name: &str) -> Result<u32, Status> {
-        let mut id = 0u32;
-        // SAFETY: the host copies the name and writes one u32 behind a valid pointer.
-        check(unsafe { proxy_define_metric(COUNTER, name.as_ptr(), name.len(), &mut id) })?;
-        Ok(id)
+        metric(COUNTER, name)
     }
 
     fn count(&self, counter: u32, by: u64) -> Result<(), Status> {
@@ -239,14 +257,44 @@ impl Host for ProxyHost {
         check(unsafe { proxy_increment_metric(counter, by as i64) })
     }
 
+    fn histogram(&self, name: &str) -> Result<u32, Status> {
+        metric(HISTOGRAM, name)
+    }
+
+    fn record(&self, histogram: u32, value: u64) -> Result<(), Status> {
+        // SAFETY: plain numbers.
+        check(unsafe { proxy_record_metric(histogram, value) })
+    }
+
     fn configuration(&self) -> Result<Vec<u8>, Status> {
-        buffer(PLUGIN_CONFIGURATION, usize::MAX >> 1)
+        buffer(PLUGIN_CONFIGURATION, 0, usize::MAX >> 1)
     }
 }
 
-fn buffer(which: u32, max_bytes: usize) -> Result<Vec<u8>, Status> {
+fn metric(kind: u32, name: &str) -> Result<u32, Status> {
+    let mut id = 0u32;
+    // SAFETY: the host copies the name and writes one u32 behind a valid pointer.
+    check(unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &mut id) })?;
+    Ok(id)
+}
+
+fn header(map: u32, name: &str) -> Result<Option<Vec<u8>>, Status> {
     let (mut data, mut size) = (null_mut(), 0usize);
     // SAFETY: the out pointers are valid; see `returned` for ownership.
-    let status = unsafe { proxy_get_buffer_bytes(which, 0, max_bytes, &mut data, &mut size) };
+    let status =
+        unsafe { proxy_get_header_map_value(map, name.as_ptr(), name.len(), &mut data, &mut size) };
+    returned(status, data, size)
+}
+
+fn buffer(which: u32, start: usize, max_bytes: usize) -> Result<Vec<u8>, Status> {
+    let (mut data, mut size) = (null_mut(), 0usize);
+    // SAFETY: the out pointers are valid; see `returned` for ownership.
+    let status = unsafe { proxy_get_buffer_bytes(which, start, max_bytes, &mut data, &mut size) };
     Ok(returned(status, data, size)?.unwrap_or_default())
+}
+
+/// Only the front of a buffer can be replaced: Envoy refuses any other start within it.
+fn set_buffer(which: u32, take: usize, bytes: &[u8]) -> Result<(), Status> {
+    // SAFETY: the host copies the bytes before it returns.
+    check(unsafe { proxy_set_buffer_bytes(which, 0, take, bytes.as_ptr(), bytes.len()) })
 }

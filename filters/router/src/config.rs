@@ -65,6 +65,8 @@ impl IntakeConfig {
 struct RawPicker {
     scorers: Vec<RawScorer>,
     destinations: usize,
+    #[serde(default)]
+    meter: bool,
 }
 
 #[derive(Deserialize)]
@@ -78,6 +80,8 @@ struct RawScorer {
 pub struct PickerConfig {
     /// The profile it runs.
     pub profile: Profile,
+    /// Whether a meter stands behind it, which it tells what it expects and believes.
+    pub has_meter: bool,
     /// Hash of the configuration's bytes, reported in the worker's row.
     pub hash: u64,
 }
@@ -106,7 +110,7 @@ impl PickerConfig {
             scorers.push(WeightedScorer { weight, scorer });
         }
         let profile = Profile { scorers, destinations: raw.destinations };
-        Ok(Self { profile, hash: fnv1a(json) })
+        Ok(Self { profile, has_meter: raw.meter, hash: fnv1a(json) })
     }
 }
 

@@ -246,6 +246,7 @@ fn candidates(
                 any_tokens: any.1,
                 gpu_blocks: usable.checked_div(record.block_size_tokens).unwrap_or(0),
             },
+            ..Candidate::default()
         }
     };
     model

@@ -1,8 +1,10 @@
 //! `picker`: from candidates to destinations.
 
-use feed::{FEATURES_PROPERTY, Features, Key, Picks};
+use feed::{
+    Accuracy, FEATURES_PROPERTY, Features, Key, PREDICTION_PROPERTY, Picks, Predicted, Prediction,
+};
 use hostcalls::{Expect, Host, Status};
-use routing::{Candidate, Decision, PickHistory};
+use routing::{Candidate, Decision, PickHistory, Reliability, SourceState};
 use serde_json::{Map, Value, json};
 
 use crate::DESTINATION_HEADER;
@@ -37,10 +39,13 @@ impl Picker {
         if host.set_property(FEATURES_PROPERTY, &[]).is_err() {
             report.mishap(host, "features_not_emptied");
         }
-        let Ok(features) = Features::decode(&bytes) else {
+        let Ok(mut features) = Features::decode(&bytes) else {
             report.fell_back(host, "features_malformed");
             return true;
         };
+        if self.config.has_meter {
+            weigh(host, &mut features);
+        }
         let (picks, cas) = read_picks(host, features.scope, features.epoch);
         let of = |candidate: &Candidate| picks.of(candidate.slot);
         let history = PickHistory {
@@ -72,8 +77,54 @@ impl Picker {
         if !record(host, features.scope, first.slot, decision.was_cold, picks) {
             report.mishap(host, "pick_not_recorded");
         }
+        if self.config.has_meter {
+            let prediction = prediction(features, &targets).encode();
+            if host.set_property(PREDICTION_PROPERTY, &prediction).is_err() {
+                report.mishap(host, "prediction_refused");
+            }
+        }
+        let is_lowered = |c: &Candidate| is_lowered(c) && c.matched.gpu_strides > 0;
+        if features.candidates.iter().any(is_lowered) {
+            report.lowered(host);
+        }
         report.picked(host, features.request.unmatched_reason.as_deref());
         log_scores(host, || explanation(features, decision, &list));
+    }
+}
+
+/// Gives each candidate the reliability that its predictions earned. A value that is missing or
+/// cannot be read says nothing against anyone.
+fn weigh(host: &impl Host, features: &mut Features) {
+    let held = host.shared(Key::Accuracy(features.scope).encode().as_ref()).ok().flatten();
+    let accuracy = held.and_then(|(value, _)| Accuracy::decode(&value).ok());
+    let Some(accuracy) = accuracy.filter(|held| held.epoch == features.epoch) else { return };
+    for candidate in &mut features.candidates {
+        candidate.reliability = accuracy.of(candidate.slot).reliability();
+    }
+}
+
+fn is_lowered(candidate: &Candidate) -> bool {
+    candidate.reliability != Reliability::FULL
+}
+
+/// What the meter compares the answer with.
+fn prediction(features: &Features, targets: &[&Candidate]) -> Prediction {
+    let has_state = |candidate: &Candidate| candidate.source != SourceState::None;
+    let could_serve = features.candidates.iter().filter(|c| c.load.is_ready && has_state(c));
+    let predicted = |target: &&Candidate| Predicted {
+        slot: target.slot,
+        address: target.address.clone(),
+        has_state: has_state(target),
+        tokens: target.matched.gpu_tokens,
+        block_size_tokens: target.block_size_tokens,
+    };
+    Prediction {
+        epoch: features.epoch,
+        scope: features.scope,
+        is_matched: features.request.unmatched_reason.is_none(),
+        prompt_bytes: features.request.prompt_bytes,
+        best_tokens: could_serve.map(|c| c.matched.gpu_tokens).max().unwrap_or(0),
+        targets: targets.iter().map(predicted).collect(),
     }
 }
 
@@ -123,7 +174,7 @@ fn explanation(features: &Features, decision: &Decision, list: &[&str]) -> Value
             Some((candidate.address.clone(), json!(rounded)))
         })
         .collect();
-    json!({
+    let mut line = json!({
         "model": features.request.model,
         "scores": if held.is_empty() { Value::Null } else { Value::Object(held) },
         "totals": totals,
@@ -131,5 +182,15 @@ fn explanation(features: &Features, decision: &Decision, list: &[&str]) -> Value
         "was_tie": decision.was_tie,
         "prompt_bytes": features.request.prompt_bytes,
         "unmatched": features.request.unmatched_reason,
-    })
+    });
+    let lowered = features.candidates.iter().filter(|candidate| is_lowered(candidate));
+    let lowered: Map<String, Value> =
+        lowered.map(|c| (c.address.clone(), json!(c.reliability.ratio()))).collect();
+    if let (false, Some(line)) = (lowered.is_empty(), line.as_object_mut()) {
+        line.insert("prefix_weight_lowered".to_owned(), Value::Object(lowered));
+    }
+    line
 }
+
+#[cfg(test)]
+mod tests;

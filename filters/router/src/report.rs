@@ -23,6 +23,11 @@ impl Report {
         }
     }
 
+    /// The match of a candidate counted less, as its predictions were wrong.
+    pub fn lowered(&mut self, host: &impl Host) {
+        self.counters.add(host, "wasm_epp_requests_prefix_weight_lowered", "", "_total");
+    }
+
     /// A request goes on without a destination.
     pub fn fell_back(&mut self, host: &impl Host, reason: &str) {
         self.fell_back += 1;

@@ -60,6 +60,31 @@ pub struct PrefixMatch {
     pub gpu_blocks: u32,
 }
 
+/// How much of an endpoint's match counts, by how right its predictions were: 1 unless a meter
+/// found them wrong.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Reliability(f32);
+
+impl Reliability {
+    /// Nothing is known against it.
+    pub const FULL: Self = Self(1.0);
+    /// Its predictions are too high now and then.
+    pub const HALF: Self = Self(0.5);
+    /// Its predictions are too high as often as not.
+    pub const QUARTER: Self = Self(0.25);
+
+    /// Share of a match that is counted, above 0 and at most 1.
+    pub fn ratio(self) -> f32 {
+        self.0
+    }
+}
+
+impl Default for Reliability {
+    fn default() -> Self {
+        Self::FULL
+    }
+}
+
 /// An endpoint that may serve the request.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Candidate {
@@ -75,6 +100,8 @@ pub struct Candidate {
     pub block_size_tokens: u32,
     /// What it holds of this prompt.
     pub matched: PrefixMatch,
+    /// How right its predictions were.
+    pub reliability: Reliability,
 }
 
 /// What scorers may know of the request.

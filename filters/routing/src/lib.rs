@@ -12,7 +12,8 @@ mod profile;
 mod scorers;
 
 pub use endpoint::{
-    Candidate, EndpointSlot, Load, PickHistory, PrefixMatch, RequestFeatures, SourceState,
+    Candidate, EndpointSlot, Load, PickHistory, PrefixMatch, Reliability, RequestFeatures,
+    SourceState,
 };
 pub use profile::{Decision, NoDecision, Profile, WeightedScorer};
 pub use scorers::{

@@ -59,6 +59,9 @@ pub struct Flags {
     /// Blocks of the cache
     #[arg(long, value_name = "BLOCKS")]
     num_blocks: Option<usize>,
+    /// Never name cached tokens in usages, as vLLM without --enable-prompt-tokens-details
+    #[arg(long)]
+    no_prompt_tokens_details: bool,
     /// Most requests that run at a time
     #[arg(long, value_name = "REQUESTS")]
     max_num_seqs: Option<usize>,
@@ -147,6 +150,7 @@ fn config(flags: Flags) -> SimConfig {
         buffer_steps: flags.buffer_steps.unwrap_or(default.buffer_steps),
         block_size_tokens: flags.block_size.unwrap_or(default.block_size_tokens),
         num_blocks: flags.num_blocks.unwrap_or(default.num_blocks),
+        prompt_tokens_details: !flags.no_prompt_tokens_details,
         max_num_seqs: flags.max_num_seqs.unwrap_or(default.max_num_seqs),
         max_model_len: flags.max_model_len.or(default.max_model_len),
         prefill_tokens_per_s: flags.prefill_tokens_per_s.unwrap_or(default.prefill_tokens_per_s),

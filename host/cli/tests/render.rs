@@ -205,3 +205,88 @@ fn envoy_serves_when_the_router_module_is_cut_short() {
 fn envoy_serves_when_the_router_module_refuses_its_configuration() {
     serves_without_the_router(Rendering::of(Configure::Refuse), |_| {});
 }
+
+/// A folder with a configuration whose meter takes this share of the requests.
+fn metered(share: f64, meter: Option<&[u8]>) -> (TempDir, Result<Rendered, RenderError>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write_config(folder.path(), echo_engine(), &guest(Configure::Accept), 2);
+    let text =
+        fs::read_to_string(&file).expect("written") + &format!("meter: {{share: {share}}}\n");
+    fs::write(&file, text).expect("written");
+    if let Some(meter) = meter {
+        fs::write(folder.path().join("modules/meter.wasm"), meter).expect("written");
+    }
+    let config = config::load(file).expect("a good configuration");
+    let rendered = render::envoy(&config, &folder.path().join("out"));
+    (folder, rendered)
+}
+
+#[test]
+fn a_meter_is_rendered_only_where_one_is_configured() {
+    let rendering = Rendering::of(Configure::Accept);
+    let without = &rendering.rendered;
+    let read = |rendered: &Rendered, name: &str| {
+        fs::read_to_string(rendered.dir.join(name)).expect("rendered")
+    };
+    assert!(!names(without, &without.written).iter().any(|name| name.contains("meter")));
+    for name in ["envoy.yaml", "ecds/picker.yaml"] {
+        assert!(!read(without, name).contains("meter"), "{name}");
+    }
+
+    let (_folder, rendered) = metered(1.0, Some(b"\0asm a meter"));
+    let rendered = rendered.expect("rendered");
+    let written = names(&rendered, &rendered.written);
+    assert!(written.iter().any(|name| name.starts_with("modules/meter-")), "{written:?}");
+    assert!(written.contains(&"ecds/meter.yaml".to_owned()), "{written:?}");
+    assert!(read(&rendered, "ecds/picker.yaml").contains(r#"\"meter\":true"#));
+    // Only the meter may see answers.
+    let sees = |name| read(&rendered, name).contains("proxy_on_response_body");
+    assert_eq!(
+        ["ecds/intake.yaml", "ecds/picker.yaml", "ecds/meter.yaml"].map(sees),
+        [false, false, true]
+    );
+
+    let (_folder, missing) = metered(1.0, None);
+    let error = missing.expect_err("refused").to_string();
+    assert!(error.contains("modules/meter.wasm"), "{error}");
+}
+
+/// The stand-in traps when it sees an answer.
+#[test]
+fn a_meter_runs_on_its_share_and_harms_nobody_when_it_traps() {
+    let Some(envoy) = envoy_binary() else { return };
+    let (_folder, rendered) = metered(1.0, Some(&guest(Configure::Accept)));
+    let gateway = Gateway::start(&envoy, &rendered.expect("rendered").dir);
+    let answer = gateway.ask("/v1/models", "");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // That it ran shows in that it trapped: adding headers is not among what it may do.
+    assert!(gateway.log().contains("unreachable"), "{}", gateway.log());
+    let answer = gateway.ask("/v1/models", "");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// Were it called for a request outside its share, it would trap there.
+#[test]
+fn a_meter_is_never_called_for_a_request_outside_its_share() {
+    let Some(envoy) = envoy_binary() else { return };
+    let (_folder, rendered) = metered(0.0, Some(&guest(Configure::Accept)));
+    let gateway = Gateway::start(&envoy, &rendered.expect("rendered").dir);
+    for _ in 0..10 {
+        let answer = gateway.ask("/v1/models", "");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(answer.matches("x-guest: ran").count(), 2, "intake and picker: {answer}");
+    }
+    assert!(!gateway.log().contains("unreachable"), "{}", gateway.log());
+}
+
+#[test]
+fn envoy_serves_without_a_meter_that_cannot_be_loaded() {
+    let Some(envoy) = envoy_binary() else { return };
+    let (_folder, rendered) = metered(1.0, Some(b"\0asm cut short"));
+    let mut gateway = Gateway::start(&envoy, &rendered.expect("rendered").dir);
+    let stat = "extension_config_discovery.http_filter.meter.update_rejected: 1";
+    gateway.wait_for_stat(stat);
+    let answer = gateway.ask("/v1/models", "");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(answer.matches("x-guest: ran").count(), 2, "{answer}");
+}

@@ -53,6 +53,8 @@ pub struct SimConfig {
     pub block_size_tokens: usize,
     /// Blocks of the cache, as vLLM's `num_gpu_blocks`: one of them is never used (the null block).
     pub num_blocks: usize,
+    /// Whether usages name cached tokens (vLLM's `--enable-prompt-tokens-details`).
+    pub prompt_tokens_details: bool,
     /// Most requests that run at a time; others wait.
     pub max_num_seqs: usize,
     /// Most tokens of a prompt and its answer; `None` takes the model's own limit. In any case
@@ -86,6 +88,7 @@ impl Default for SimConfig {
             buffer_steps: 10_000,
             block_size_tokens: 16,
             num_blocks: 1024,
+            prompt_tokens_details: true,
             max_num_seqs: 256,
             max_model_len: None,
             prefill_tokens_per_s: f64::INFINITY,

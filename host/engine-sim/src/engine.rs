@@ -26,8 +26,8 @@ pub(crate) type OutputSender = mpsc::UnboundedSender<(usize, Output)>;
 pub(crate) enum Command {
     /// Run this; the sender's receiver going away aborts it.
     Submit { job: Job, index: usize, outputs: OutputSender },
-    /// Forget the cache.
-    ResetCache(oneshot::Sender<bool>),
+    /// Forget the cache; what is not announced makes everybody else's picture of it wrong.
+    ResetCache { is_announced: bool, reply: oneshot::Sender<bool> },
 }
 
 /// What `/metrics` shows.
@@ -141,10 +141,12 @@ impl Engine {
                 self.outputs.insert(job.id, (index, outputs));
                 self.scheduler.submit(job);
             }
-            Command::ResetCache(reply) => {
+            Command::ResetCache { is_announced, reply } => {
                 let done = self.scheduler.reset_cache();
                 let events = self.scheduler.cache.take_events();
-                self.publish(events);
+                if is_announced {
+                    self.publish(events);
+                }
                 // Whoever asked may have left.
                 let _ = reply.send(done);
             }

@@ -19,7 +19,8 @@ fn ids(range: std::ops::Range<u32>) -> Vec<u32> {
 
 async fn complete(sim: &Sim, prompt: Vec<u32>) -> u64 {
     let reply = sim.post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 1})).await;
-    json(&reply)["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    // A miss is left out.
+    json(&reply)["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0)
 }
 
 /// Publishes until the subscription has reached the engine; returns the first batch it got.
@@ -89,6 +90,16 @@ async fn map_events_are_vllm_0_32s() {
     let cleared = Mp::Map(vec![(Mp::from("type"), Mp::from("AllBlocksCleared"))]);
     assert_eq!(decode(&frames[2])[1], Mp::Array(vec![cleared]));
     assert_eq!(complete(&sim, ids(7000..7040)).await, 0, "nothing is cached any more");
+
+    // What is forgotten without a word is stored again, and that is the next that is heard.
+    assert_eq!(sim.post("/sim/forget", &json!({})).await.status(), 200);
+    assert_eq!(complete(&sim, ids(7000..7040)).await, 0, "nothing is cached any more");
+    for _ in 0..2 {
+        let frames = sub_frames(patiently("batch", socket.recv()).await.unwrap());
+        let events = decode(&frames[2])[1].as_array().unwrap().clone();
+        assert_eq!(events.len(), 1);
+        assert_eq!(field(&events[0], "type").as_str(), Some("BlockStored"));
+    }
 }
 
 #[tokio::test]

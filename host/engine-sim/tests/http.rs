@@ -15,6 +15,17 @@ fn long_prompt() -> Vec<u32> {
 }
 
 #[tokio::test]
+async fn an_engine_that_was_not_told_to_never_names_cached_tokens() {
+    let config = SimConfig { prompt_tokens_details: false, ..SimConfig::default() };
+    let sim = Sim::start(config).await;
+    let body = json!({"model": "tiny", "prompt": long_prompt(), "max_tokens": 4});
+    sim.post("/v1/completions", &body).await;
+    let second = sim.post("/v1/completions", &body).await;
+    assert_eq!(header(&second, "x-sim-cached-tokens"), Some("32"));
+    assert_eq!(json(&second)["usage"]["prompt_tokens_details"], Value::Null);
+}
+
+#[tokio::test]
 async fn a_repeated_prompt_is_cached_up_to_its_last_token() {
     let sim = Sim::start(SimConfig::default()).await;
     let body = json!({"model": "tiny", "prompt": long_prompt(), "max_tokens": 4});
@@ -27,7 +38,7 @@ async fn a_repeated_prompt_is_cached_up_to_its_last_token() {
     assert_eq!(
         reply["usage"],
         json!({"prompt_tokens": 40, "completion_tokens": 4, "total_tokens": 44,
-               "prompt_tokens_details": {"cached_tokens": 0}})
+               "prompt_tokens_details": null})
     );
     let second = sim.post("/v1/completions", &body).await;
     assert_eq!(json(&second)["usage"]["prompt_tokens_details"]["cached_tokens"], 32);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use feed::{Ack, WireError};
+use feed::{ACCURACY_PATH, AccuracyReport, Ack, WireError};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 /// Acks hold at most 64 rows.
 const MAX_ACK_BYTES: usize = 64 << 10;
+/// Reports are no longer.
+const MAX_REPORT_BYTES: usize = 1 << 20;
 
 /// Where a feed listener is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -110,6 +112,28 @@ impl Connection {
         limit: Duration,
     ) -> Result<Ack, ConnectError> {
         timeout(limit, self.exchange(batch)).await.map_err(|_| ConnectError::Timeout(limit))?
+    }
+
+    /// How right the gateway's predictions were. Empty of a feeder that cannot say.
+    pub(crate) async fn accuracy(
+        &mut self,
+        limit: Duration,
+    ) -> Result<AccuracyReport, ConnectError> {
+        timeout(limit, self.ask_accuracy()).await.map_err(|_| ConnectError::Timeout(limit))?
+    }
+
+    async fn ask_accuracy(&mut self) -> Result<AccuracyReport, ConnectError> {
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = http::Uri::from_static(ACCURACY_PATH);
+        request.headers_mut().insert(header::HOST, http::HeaderValue::from_static("feed"));
+        let response = self.sender.send_request(request).await.map_err(ConnectError::Http)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_REPORT_BYTES).collect().await;
+        let body = body.map_err(|err| ConnectError::Ack(err.to_string()))?.to_bytes();
+        if status != StatusCode::OK {
+            return Ok(AccuracyReport::default());
+        }
+        AccuracyReport::decode(&body).map_err(|err| ConnectError::Ack(err.to_string()))
     }
 
     async fn exchange(&mut self, batch: Vec<u8>) -> Result<Ack, ConnectError> {

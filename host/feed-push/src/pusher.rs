@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use feed::{Ack, AckStatus, BatchBuilder, BatchHeader, Counters, Head, WorkerRow};
+use feed::{AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, Counters, Head, WorkerRow};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -64,6 +64,9 @@ pub struct GatewayStatus {
     pub gateway_now_ns: u64,
     /// When the last ack came; `None` before the first.
     pub last_ack: Option<Instant>,
+    /// How right the predictions of the epoch we feed were, by the last look; empty where nothing
+    /// measures, and of a gateway that another daemon feeds, whose slots are not ours.
+    pub accuracy: AccuracyReport,
     /// Counters of the feeder that answered last.
     pub feeder: Counters,
     /// Batches, values and bytes acked.
@@ -152,6 +155,9 @@ impl<S: StateSource> Pusher<S> {
         if self.session.is_none() && !self.hello(connection).await {
             return Ended::Failed;
         }
+        if !self.look_at_accuracy(connection).await {
+            return Ended::Failed;
+        }
         if self.session.is_none() {
             // Standby: look again at the next rotation.
             tokio::select! {
@@ -224,6 +230,25 @@ impl<S: StateSource> Pusher<S> {
             status.snapshots += 1;
         });
         true
+    }
+
+    /// Asks once per connection, so once a second, how right the predictions were. False when the
+    /// connection is of no more use.
+    async fn look_at_accuracy(&self, connection: &mut Connection) -> bool {
+        let epoch = self.session.as_ref().filter(|session| session.is_complete).map(|s| s.epoch);
+        match connection.accuracy(ANSWER).await {
+            Ok(mut report) => {
+                report.scopes.retain(|(_, accuracy)| Some(accuracy.epoch) == epoch);
+                self.with_status(|status| status.accuracy = report);
+                true
+            }
+            // The answer came, so the connection is good; what it says cannot be read.
+            Err(ConnectError::Ack(_)) => true,
+            Err(err) => {
+                self.failed(&err);
+                false
+            }
+        }
     }
 
     /// Posts one batch. `None` when there is no ack.

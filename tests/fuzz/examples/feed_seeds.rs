@@ -2,8 +2,8 @@
 //! They are inputs, not goldens: nothing is compared with them.
 
 use feed::{
-    Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Counters, Features, Head,
-    Key, WorkerRow,
+    Accuracy, AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter,
+    Counters, Features, Head, Key, Outcome, Predicted, Prediction, WorkerRow,
 };
 use routing::{Candidate, RequestFeatures};
 
@@ -50,5 +50,14 @@ fn main() -> std::io::Result<()> {
         candidates: (0..3).map(candidate).collect(),
         is_cut: false,
     };
-    write("features", features.encode())
+    write("features", features.encode())?;
+
+    let target = Predicted { slot: 3, address: "10.0.0.3:8000".into(), ..Predicted::default() };
+    let prediction = Prediction { epoch: 8, scope: 3, targets: vec![target], ..Prediction::default() };
+    write("prediction", prediction.encode())?;
+    let mut accuracy = Accuracy { epoch: 8, slots: vec![] };
+    accuracy.observe(3, Outcome::Over, true);
+    accuracy.observe(7, Outcome::Silent, false);
+    write("accuracy", accuracy.encode())?;
+    write("accuracy-report", AccuracyReport { scopes: vec![(3, accuracy)] }.encode())
 }

@@ -3,6 +3,7 @@
 
 pub mod events;
 pub mod feed_bytes;
+pub mod meter;
 pub mod page;
 pub mod prompts;
 pub mod smoke;
@@ -22,4 +23,5 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("feed", feed_bytes::decode),
     ("prompt", prompts::render),
     ("snapshot", snapshots::read),
+    ("meter", meter::read),
 ];

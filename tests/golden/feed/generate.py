@@ -44,6 +44,23 @@ spec = b'{"chat_template":null}'
 model = record("M", u64(EPOCH), bytes(range(64)), u32(1024), f32(4.0), u32(len(spec)), spec)
 picks = record("P", u64(EPOCH), u64(300), u16(2), u16(0), u64(299), u64(0), u16(3), u64(300), u64(7))
 
+slot_accuracy = lambda slot, answers, reported, silent, judged, over, under: (
+    u16(slot) + u32(answers) + u32(reported) + u32(silent) + u8(judged) + u32(over) + u32(under)
+)
+accuracy = record(
+    "C", u64(EPOCH), u16(2),
+    slot_accuracy(0, 70, 69, 1, 32, 0x80000001, 2), slot_accuracy(3, 5, 0, 5, 0, 0, 0),
+)
+no_accuracy = record("C", u64(1), u16(0))
+accuracy_report = record(
+    "U", u16(2), u16(2), u32(len(accuracy)), accuracy, u16(7), u32(len(no_accuracy)), no_accuracy,
+)
+prediction = record(
+    "Q", u64(EPOCH), u16(2), u8(1), u32(1000), u32(96), u16(2),
+    u16(3), text("10.0.0.1:8000"), u8(1), u32(64), u32(16),
+    u16(0), text("[fd00::1]:8000"), u8(0), u32(0), u32(0),
+)
+
 
 def stride(fingerprint, tokens, gpu, offloaded, resumes):
     body = varint(tokens) + varint(len(gpu)) + varint(len(offloaded))
@@ -80,6 +97,7 @@ ack = record(
 for name, value in [
     ("head", head), ("row", row), ("directory", directory), ("table", table), ("loads", loads),
     ("model", model), ("picks", picks), ("bucket", bucket), ("features", features), ("batch", batch),
-    ("ack", ack),
+    ("ack", ack), ("prediction", prediction), ("accuracy", accuracy),
+    ("accuracy_report", accuracy_report),
 ]:
     print(name, value.hex())

@@ -24,7 +24,8 @@ pub(crate) fn describe() -> Value {
         "load_average_before": load,
         "envoy": envoy_version(),
         "module_bytes": {
-            "router": module("router"), "feeder": module("feeder"), "noop": module("noop"),
+            "router": module("router"), "feeder": module("feeder"), "meter": module("meter"),
+            "noop": module("noop"),
         },
         "is_optimized": cfg!(not(debug_assertions)),
     })

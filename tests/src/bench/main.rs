@@ -5,6 +5,7 @@ mod freshness;
 mod load;
 mod machine;
 mod memory;
+mod meter;
 mod publisher;
 mod table;
 
@@ -32,6 +33,8 @@ enum Bench {
     Freshness(freshness::Flags),
     /// Memory of ten million (stride, endpoint) pairs in daemon and gateway
     Memory(memory::Flags),
+    /// Worker CPU per streamed chunk: without the meter, unsampled, sampled, asked for its usage
+    Meter(meter::Flags),
 }
 
 #[tokio::main]
@@ -51,6 +54,7 @@ async fn main() -> ExitCode {
             Bench::Cpu(cpu) => cpu::run(cpu).await,
             Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await,
+            Bench::Meter(meter) => meter::run(meter).await,
         }
     };
     let outcome = tokio::select! {

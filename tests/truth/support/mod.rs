@@ -255,8 +255,8 @@ impl Scene {
         let page = get(self.admin, "/metrics").await.unwrap();
         let text = String::from_utf8(page.body.to_vec()).unwrap();
         let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
-        let values = lines.filter(|line| line.contains(labels));
-        values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+        let values = lines.filter(|line| labels.split(' ').all(|label| line.contains(label)));
+        values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() as u64
     }
 
     /// Waits until `/readyz` says so.

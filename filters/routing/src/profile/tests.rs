@@ -1,7 +1,7 @@
 //! Scenario files decide; the arithmetic in them is computed by hand from the formulas they state.
 
 use super::*;
-use crate::{Load, PrefixMatch, SourceState, scorer_of_type};
+use crate::{Load, PrefixMatch, Reliability, SourceState, scorer_of_type};
 
 fn default_profile() -> Profile {
     profile(&[
@@ -112,6 +112,11 @@ fn check(file: &str) {
                         any_strides: strides,
                         ..PrefixMatch::default()
                     },
+                    reliability: match field("reliability") {
+                        Some("half") => Reliability::HALF,
+                        Some("quarter") => Reliability::QUARTER,
+                        _ => Reliability::FULL,
+                    },
                 });
             }
         }
@@ -124,6 +129,7 @@ fn scenarios() {
     check(include_str!("../../../../tests/scenarios/default-profile.txt"));
     check(include_str!("../../../../tests/scenarios/ties.txt"));
     check(include_str!("../../../../tests/scenarios/unknown-readings.txt"));
+    check(include_str!("../../../../tests/scenarios/wrong-predictions.txt"));
 }
 
 struct Fixed(Vec<f32>);

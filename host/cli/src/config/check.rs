@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::address;
 use super::error::Refused;
 use super::raw::{
-    Raw, RawEndpoint, RawEnvoy, RawGateway, RawModel, RawPool, RawRouting, RawSnapshot,
+    Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawRouting, RawSnapshot,
 };
 use super::{
-    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Metrics, Model,
-    ModelSource, Pool, Routing, SCORER_TYPES, Scorer, Snapshot,
+    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics,
+    Model, ModelSource, Pool, Routing, SCORER_TYPES, Scorer, Snapshot,
 };
 
 /// Envoy's own names of its log levels.
@@ -51,6 +51,7 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
         },
         snapshot: raw.snapshot.map(snapshot).transpose()?,
         routing: routing(raw.routing.unwrap_or_default())?,
+        meter: raw.meter.map(meter).transpose()?,
         envoy,
         warnings,
     })
@@ -329,6 +330,13 @@ fn routing(raw: RawRouting) -> Result<Routing, Refused> {
         )?,
         retries: within("routing.retries", raw.retries, 0, 10)?,
     })
+}
+
+fn meter(raw: RawMeter) -> Result<Meter, Refused> {
+    if !(0.0..=1.0).contains(&raw.share) {
+        return Err(Refused::new("meter.share", raw.share, "a number from 0 to 1"));
+    }
+    Ok(Meter { share_ratio: raw.share, include_usage: raw.include_usage })
 }
 
 fn envoy(raw: RawEnvoy, base: &Path) -> Result<Envoy, Refused> {

@@ -40,6 +40,8 @@ pub struct Config {
     pub snapshot: Option<Snapshot>,
     /// How an endpoint is chosen.
     pub routing: Routing,
+    /// How answers are measured; `None` leaves the module out.
+    pub meter: Option<Meter>,
     /// What `render --gateway envoy` writes.
     pub envoy: Envoy,
     /// Accepted, but probably not meant; one sentence each.
@@ -186,6 +188,15 @@ pub struct Scorer {
     pub weight: f64,
 }
 
+/// How answers are measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Meter {
+    /// Share of the requests that are measured, 0..=1.
+    pub share_ratio: f64,
+    /// Ask streams for their usage, and take it out of what the client gets.
+    pub include_usage: bool,
+}
+
 /// Envoy's buffer for a request body while it is scored. A body above it is answered 413 by Envoy
 /// itself, so `maxBodyBytes` stays below.
 pub const BUFFER_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
@@ -201,7 +212,7 @@ pub struct Envoy {
     pub feed: FeedAddress,
     /// Permission bits of the feed's socket.
     pub feed_mode: u32,
-    /// Folder with `router.wasm` and `feeder.wasm`.
+    /// Folder with `router.wasm` and `feeder.wasm`, and `meter.wasm` where answers are measured.
     pub modules: PathBuf,
     /// Envoy's `--log-level`, for the command line that `render` suggests.
     pub log_level: String,

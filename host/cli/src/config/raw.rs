@@ -19,6 +19,9 @@ pub(super) struct Raw {
     pub(super) metrics: Option<RawMetrics>,
     pub(super) snapshot: Option<RawSnapshot>,
     pub(super) routing: Option<RawRouting>,
+    /// Left out it is off, so nothing under it must be told apart from that.
+    #[serde(default, deserialize_with = "section")]
+    pub(super) meter: Option<RawMeter>,
     pub(super) envoy: Option<RawEnvoy>,
 }
 
@@ -125,6 +128,19 @@ pub(super) struct RawScorer {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawMeter {
+    pub(super) share: f64,
+    pub(super) include_usage: bool,
+}
+
+impl Default for RawMeter {
+    fn default() -> Self {
+        Self { share: 0.1, include_usage: false }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct RawEnvoy {
     pub(super) listen: String,
     pub(super) admin: String,
@@ -145,6 +161,15 @@ impl Default for RawEnvoy {
             log_level: "info".to_owned(),
         }
     }
+}
+
+/// A section that is there, if only by its name.
+fn section<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::<T>::deserialize(deserializer).map(|section| Some(section.unwrap_or_default()))
 }
 
 fn default_data_dir() -> String {

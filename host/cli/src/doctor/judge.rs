@@ -63,6 +63,7 @@ fn engine(value: &Value) -> Finding {
     replay(&of, &mut problems, &mut remarks);
     silence(&of, &mut problems, &mut remarks);
     meaning(&of, value, &mut problems, &mut remarks);
+    problems.extend(accuracy(&value["accuracy"]));
     clock(value, &mut remarks);
     let notes = engine_notes(&of, value);
     let name = of.text("address");
@@ -81,6 +82,38 @@ fn source(value: &Value, state: &str) -> Vec<String> {
         }
     };
     vec![problem.to_owned()]
+}
+
+/// Hits that an engine must have left without a count before it counts as silent: a single one may
+/// have been a miss, which engines leave out as well.
+const SILENT_HITS: u64 = 3;
+
+/// What the gateways' meters found of an engine's answers.
+fn accuracy(value: &Value) -> Vec<String> {
+    let of = Of(value);
+    let (answers, silent) = (of.number("answers"), of.number("silent"));
+    let (judged, over, under) = (of.number("judged"), of.number("over"), of.number("under"));
+    let mut problems = Vec::new();
+    if of.number("reported") == 0 && silent >= SILENT_HITS {
+        problems.push(format!(
+            "none of its {answers} measured answers says how many tokens were cached, and {silent} \
+             should have: it needs --enable-prompt-tokens-details (vLLM) or --enable-cache-report \
+             (SGLang)"
+        ));
+    }
+    if let Some(weight) = value["prefix_weight_ratio"].as_f64().filter(|weight| *weight < 1.0) {
+        problems.push(format!(
+            "its predictions are wrong: {over} of the last {judged} were too high, so its matches \
+             count by {weight}"
+        ));
+    }
+    if under * 4 >= judged && under >= SILENT_HITS {
+        problems.push(format!(
+            "its predictions are wrong: {under} of the last {judged} were too low, so it holds more \
+             than its events said"
+        ));
+    }
+    problems
 }
 
 /// Why a source is degraded.

@@ -47,6 +47,29 @@ const FEEDER_CAPABILITIES: &[&str] = &[
     "proxy_set_shared_data",
 ];
 
+/// The meter changes bodies in one place each way, and has nothing to answer.
+const METER_CAPABILITIES: &[&str] = &[
+    "proxy_define_metric",
+    "proxy_get_buffer_bytes",
+    "proxy_get_current_time_nanoseconds",
+    "proxy_get_header_map_value",
+    "proxy_get_log_level",
+    "proxy_get_property",
+    "proxy_get_shared_data",
+    "proxy_increment_metric",
+    "proxy_log",
+    "proxy_record_metric",
+    "proxy_remove_header_map_value",
+    "proxy_replace_header_map_value",
+    "proxy_set_buffer_bytes",
+    "proxy_set_property",
+    "proxy_set_shared_data",
+    // Only here: each costs a call into V8, and so the filter is on the metered routes alone.
+    "proxy_on_response_body",
+    "proxy_on_response_headers",
+    "proxy_on_response_trailers",
+];
+
 /// Life cycle and request callbacks.
 const CALLBACKS: &[&str] = &[
     "proxy_on_configure",
@@ -72,7 +95,7 @@ pub(super) const HEADER: &str = "\
 ";
 
 /// The filters by name: intake and picker share one VM per worker, as vm_config is equal.
-pub(super) fn filters(config: &Config, modules: &ModulePaths) -> [(&'static str, Value); 3] {
+pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(&'static str, Value)> {
     let pools: Vec<&str> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
     let scorers: Vec<Value> = config
         .routing
@@ -85,19 +108,35 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> [(&'static str,
         "maxStateAgeMs": config.routing.max_state_age_ms,
         "pools": pools,
     });
-    let picker = json!({
+    let mut picker = json!({
         "destinations": config.routing.retries + 1,
         "scorers": scorers,
     });
+    if config.meter.is_some() {
+        picker["meter"] = json!(true);
+    }
     // fail_open is deprecated in favour of failure_policy and is not the same: only it lets the
     // streams of a dead VM live. The two exclude each other.
     let fail_open = ("fail_open", json!(true));
     let reload = ("failure_policy", json!("FAIL_RELOAD"));
-    [
-        ("intake", wasm("intake", &modules.router, intake, fail_open.clone(), ROUTER_CAPABILITIES)),
-        ("picker", wasm("picker", &modules.router, picker, fail_open, ROUTER_CAPABILITIES)),
+    let router = |name, configuration| {
+        let open = fail_open.clone();
+        (name, wasm(name, &modules.router, configuration, open, ROUTER_CAPABILITIES))
+    };
+    let mut filters = vec![
+        router("intake", intake),
+        router("picker", picker),
         ("feeder", wasm("feed", &modules.feeder, json!({}), reload, FEEDER_CAPABILITIES)),
-    ]
+    ];
+    if let (Some(meter), Some(module)) = (config.meter, &modules.meter) {
+        let configuration = json!({
+            "includeUsage": meter.include_usage,
+            "maxBodyBytes": config.routing.max_body_bytes,
+        });
+        let filter = wasm("meter", module, configuration, fail_open, METER_CAPABILITIES);
+        filters.push(("meter", filter));
+    }
+    filters
 }
 
 /// The discovery response that holds one filter. Its version is the hash of its content.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::config::{BUFFER_LIMIT_BYTES, Config, FeedAddress, Pool};
+use crate::config::{BUFFER_LIMIT_BYTES, Config, FeedAddress, Meter, Pool};
 
 /// Buffer of a connection where nothing needs a whole body.
 const CONNECTION_BUFFER_BYTES: u64 = 1024 * 1024;
@@ -34,7 +34,7 @@ pub(super) fn header(config: &Config) -> String {
     format!(
         "# Written by `wasm-epp render` from {}; changes are lost at the next run.\n\
          # Start: envoy -c envoy.yaml --log-level {}\n\
-         # The filters intake, picker and feeder are in ecds/ and can be swapped while Envoy runs.\n\
+         # The wasm filters are in ecds/ and can be swapped while Envoy runs.\n\
          # Everything else in this file takes effect at the next start.\n",
         config.file.file_name().map_or("a file".into(), |name| name.to_string_lossy()),
         config.envoy.log_level,
@@ -48,7 +48,7 @@ pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
         .iter()
         .find(|gateway| gateway.feed == config.envoy.feed)
         .map_or("wasm-epp", |gateway| &gateway.name);
-    json!({
+    let mut bootstrap = json!({
         // File-watched filters need a node.
         "node": {"id": node, "cluster": "wasm-epp"},
         "admin": {"address": socket_address(config.envoy.admin)},
@@ -60,13 +60,25 @@ pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
             "listeners": [inference_listener(config, ecds), feed_listener(config, ecds)],
             "clusters": config.pools.iter().map(cluster).collect::<Vec<_>>(),
         },
-    })
+    });
+    if config.meter.is_some() {
+        // Lets the admin interface change the metered share.
+        bootstrap["layered_runtime"] = json!({"layers": [{"name": "admin", "admin_layer": {}}]});
+    }
+    bootstrap
 }
 
 fn inference_listener(config: &Config, ecds: &Path) -> Value {
-    let mut intake = discovered("intake", ecds);
-    // Enabled by the pools' routes, so that a route of somebody else's does not pay for it.
-    intake["disabled"] = json!(true);
+    // Enabled by routes: intake by the pools', so that a route of somebody else's does not pay for
+    // it, the meter by those of the sampled share, so that the others do not.
+    let disabled = |name| {
+        let mut filter = discovered(name, ecds);
+        filter["disabled"] = json!(true);
+        filter
+    };
+    let mut filters = vec![disabled("intake"), discovered("picker", ecds)];
+    filters.extend(config.meter.map(|_| disabled("meter")));
+    filters.push(router());
     let remove: Vec<Value> =
         CLIENT_MAY_NOT_SEND.iter().map(|name| json!({"remove": name})).collect();
     let manager = json!({
@@ -93,7 +105,7 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
                 {"name": "pools", "domains": ["*"], "routes": routes(config)},
             ],
         },
-        "http_filters": [intake, discovered("picker", ecds), router()],
+        "http_filters": filters,
     });
     json!({
         "name": "inference",
@@ -108,7 +120,40 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
 fn routes(config: &Config) -> Vec<Value> {
     let mut pools: Vec<&Pool> = config.pools.iter().collect();
     pools.sort_by_key(|pool| std::cmp::Reverse(pool.route_prefix.as_deref().map_or(0, str::len)));
-    pools.into_iter().map(|pool| route(pool, config.routing.retries)).collect()
+    let route = |pool| {
+        let route = route(pool, config.routing.retries);
+        let metered = config.meter.map(|meter| metered(&route, meter));
+        metered.into_iter().chain([route])
+    };
+    pools.into_iter().flat_map(route).collect()
+}
+
+/// The twin of a route that takes its share of the requests and meters them. The share can be
+/// changed in a running Envoy by its runtime key.
+fn metered(route: &Value, meter: Meter) -> Value {
+    let mut twin = route.clone();
+    twin["name"] = json!(format!("{}-metered", route["name"].as_str().unwrap_or_default()));
+    twin["match"]["runtime_fraction"] = json!({
+        "default_value": {
+            "numerator": (meter.share_ratio * 1e6).round() as u32,
+            "denominator": "MILLION",
+        },
+        "runtime_key": METER_SHARE_KEY,
+    });
+    twin["typed_per_filter_config"]["meter"] = enabled();
+    twin
+}
+
+/// Runtime key of the metered share, in millionths.
+const METER_SHARE_KEY: &str = "wasm_epp.meter_share";
+
+/// A filter that is disabled elsewhere is in force on this route.
+fn enabled() -> Value {
+    json!({
+        "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
+        "config": {},
+        "disabled": false,
+    })
 }
 
 fn route(pool: &Pool, retries: u32) -> Value {
@@ -145,11 +190,7 @@ fn route(pool: &Pool, retries: u32) -> Value {
         // Room for the whole body while it is scored, and for sending it again.
         "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
         "route": action,
-        "typed_per_filter_config": {"intake": {
-            "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
-            "config": {},
-            "disabled": false,
-        }},
+        "typed_per_filter_config": {"intake": enabled()},
     })
 }
 

@@ -68,6 +68,7 @@ pub enum RenderError {
 struct ModulePaths {
     router: PathBuf,
     feeder: PathBuf,
+    meter: Option<PathBuf>,
 }
 
 /// Writes everything an Envoy needs into `out`: `envoy.yaml`, the file-watched filters under
@@ -80,6 +81,10 @@ struct ModulePaths {
 pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
     let router = files::read_module(&config.envoy.modules.join("router.wasm"))?;
     let feeder = files::read_module(&config.envoy.modules.join("feeder.wasm"))?;
+    let meter = match config.meter {
+        Some(_) => Some(files::read_module(&config.envoy.modules.join("meter.wasm"))?),
+        None => None,
+    };
     let mut output = Output::create(out)?;
     if let FeedAddress::Unix(path) = &config.envoy.feed
         && let Some(folder) = path.parent()
@@ -90,6 +95,10 @@ pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
     let modules = ModulePaths {
         router: output.write(&module_name("router", &router), &router)?,
         feeder: output.write(&module_name("feeder", &feeder), &feeder)?,
+        meter: match meter {
+            Some(bytes) => Some(output.write(&module_name("meter", &bytes), &bytes)?),
+            None => None,
+        },
     };
     for (name, filter) in ecds::filters(config, &modules) {
         let text = yaml(Path::new(name), &ecds::resource(name, filter))?;

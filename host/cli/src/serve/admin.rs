@@ -13,7 +13,7 @@ use routing::SourceState;
 use serde_json::{Value, json};
 
 use super::scope::Scope;
-use super::{Daemon, details, page, snapshot};
+use super::{Daemon, accuracy, details, page, snapshot};
 
 pub(crate) fn app(daemon: Arc<Daemon>) -> Router {
     Router::new()
@@ -58,6 +58,7 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
         details::add(&mut entry, details::gateway(&status, gateway));
         gateways.push(entry);
     }
+    let accuracies = accuracy::of_gateways(&daemon.gateways);
     let mut endpoints = Vec::new();
     for scope in &daemon.scopes {
         let live = scope.live();
@@ -88,6 +89,7 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
                 "undecodable": engine.counters.undecodable,
                 "other_groups": engine.counters.other_groups,
                 "error": engine.scrape_error,
+                "accuracy": accuracy::details(&accuracies, scope.number, slot),
                 "rendering": engine.rendering.name(),
                 "rendering_detail": engine.rendering.to_string(),
             });

@@ -3,6 +3,7 @@
 //! One task per engine and purpose, one per gateway; what they share is a `Scope` per
 //! (pool, model). Tasks never wait for a gateway while they hold a scope.
 
+mod accuracy;
 mod admin;
 mod apply;
 mod canonicality;

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Metric, Registry};
 use routing::SourceState;
 
 use super::Daemon;
+use super::accuracy;
 use super::admin::source_name;
 use super::details::unchecked_ratio;
 use super::lag::{BOUNDS_S, GatewayLag, Lags, receive_lag_s};
@@ -115,6 +116,7 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
         let lag = gateway.lag.lock().unwrap_or_else(PoisonError::into_inner);
         of_lag(&mut page, &labels, &lag);
     }
+    of_accuracy(&mut page, daemon);
     let mut text = String::new();
     encode(&mut text, &page.registry)?;
     Ok(text)
@@ -311,6 +313,37 @@ fn of_lag(page: &mut Page, labels: &Labels, lag: &GatewayLag) {
         ("before_start", lag.skipped.before_start),
     ] {
         page.counter("wasm_epp_lag_batches_skipped", &with(labels, "reason", reason), value);
+    }
+}
+
+/// What the gateways' meters measured of each endpoint, where there is a meter.
+fn of_accuracy(page: &mut Page, daemon: &Daemon) {
+    let reports = accuracy::of_gateways(&daemon.gateways);
+    for (gateway, report) in &reports {
+        for scope in &daemon.scopes {
+            for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
+                let of = accuracy::of_slot(report, scope.number, slot);
+                let Some(of) = of else { continue };
+                let labels = vec![
+                    ("pool", scope.pool.clone()),
+                    ("model", scope.model.name.clone()),
+                    ("endpoint", endpoint.address.clone()),
+                    ("gateway", gateway.clone()),
+                ];
+                for (name, value) in [
+                    ("wasm_epp_measured_answers", of.answers),
+                    ("wasm_epp_measured_answers_reported", of.reported),
+                    ("wasm_epp_measured_answers_silent", of.silent),
+                    ("wasm_epp_predictions_judged", u32::from(of.judged)),
+                    ("wasm_epp_predictions_over", of.over.count_ones()),
+                    ("wasm_epp_predictions_under", of.under.count_ones()),
+                ] {
+                    page.gauge(name, &labels, f64::from(value));
+                }
+                let ratio = f64::from(of.reliability().ratio());
+                page.gauge("wasm_epp_prefix_weight_ratio", &labels, ratio);
+            }
+        }
     }
 }
 

@@ -43,6 +43,7 @@ const ENDPOINT: &[&str] = &["pool", "model", "endpoint"];
 const MODEL: &[&str] = &["pool", "model"];
 /// `keys` is `text` or `token_ids`.
 const INDEX: &[&str] = &["pool", "model", "keys"];
+const MEASURED_OF: &[&str] = &["pool", "model", "endpoint", "gateway"];
 const GATEWAY: &[&str] = &["gateway"];
 
 /// By subject, as `METRICS.md` shows them.
@@ -56,6 +57,7 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
     ("Gateways", &GATEWAYS),
     ("Lag", &LAG),
     ("Load of an engine", &LOAD),
+    ("What a meter found", &MEASURED),
 ];
 
 const EVENTS: [Metric; 7] = [
@@ -311,6 +313,32 @@ const SNAPSHOTS: [Metric; 7] = [
         "wasm_epp_snapshot_pause_seconds",
         &[],
         "How long events waited while the last snapshot was taken",
+    ),
+];
+
+const MEASURED: [Metric; 7] = [
+    gauge("wasm_epp_measured_answers", MEASURED_OF, "Answers measured in this epoch"),
+    gauge(
+        "wasm_epp_measured_answers_reported",
+        MEASURED_OF,
+        "Of those, with the engine's count of cached tokens",
+    ),
+    gauge(
+        "wasm_epp_measured_answers_silent",
+        MEASURED_OF,
+        "Of those, without it although a hit was predicted",
+    ),
+    gauge(
+        "wasm_epp_predictions_judged",
+        MEASURED_OF,
+        "Latest predictions that were judged, at most 32",
+    ),
+    gauge("wasm_epp_predictions_over", MEASURED_OF, "Of those, higher than what the engine had"),
+    gauge("wasm_epp_predictions_under", MEASURED_OF, "Of those, lower than what the engine had"),
+    gauge(
+        "wasm_epp_prefix_weight_ratio",
+        MEASURED_OF,
+        "Share of the endpoint's matches that is counted",
     ),
 ];
 

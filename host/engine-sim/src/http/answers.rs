@@ -233,11 +233,14 @@ impl Answer {
     }
 
     fn usage(&self) -> Value {
+        // As in vLLM, a miss is left out like a count that is not to be told.
+        let is_told = self.app.config.prompt_tokens_details && self.cached_tokens > 0;
+        let details = is_told.then(|| json!({"cached_tokens": self.cached_tokens}));
         json!({
             "prompt_tokens": self.prompt_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "completion_tokens": self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": details,
         })
     }
 }

@@ -102,6 +102,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/health", get(|| async {}))
         .route("/version", get(|| async { Json(json!({"version": VLLM_VERSION})) }))
         .route("/sim/behaviour", post(record::set_behaviour))
+        .route("/sim/forget", post(forget))
         .route("/sim/requests", get(record::requests))
         .with_state(app)
 }
@@ -175,8 +176,18 @@ async fn kv_event_sources(State(app): State<Arc<App>>) -> Json<Value> {
 
 /// 503 while requests run: vLLM refuses too, but says so only in its log.
 async fn reset_prefix_cache(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    reset_cache(&app, true).await
+}
+
+/// The same without a word to anybody.
+async fn forget(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    reset_cache(&app, false).await
+}
+
+async fn reset_cache(app: &App, is_announced: bool) -> Result<Response, ApiError> {
     let (reply, done) = oneshot::channel();
-    app.commands.send(Command::ResetCache(reply)).map_err(|_| engine_gone())?;
+    let command = Command::ResetCache { is_announced, reply };
+    app.commands.send(command).map_err(|_| engine_gone())?;
     let done = done.await.map_err(|_| engine_gone())?;
     let status = if done { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, Json(json!({"success": done}))).into_response())

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use feed::{BucketWriter, Key, value_epoch};
+use feed::{Accuracy, BucketWriter, Directory, DirectoryEntry, Key, SlotAccuracy, value_epoch};
 use feeder::Feeder;
 use hostcalls::memory::MemoryHost;
+use hostcalls::{Expect, Host as _};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -26,6 +27,8 @@ struct Gateway {
     lose_answers: u32,
     /// Posts from now on that the feeder does not see.
     answer_503: u32,
+    /// Whether its feeder can say how right predictions were.
+    knows_accuracy: bool,
 }
 
 type Shared = Arc<Mutex<Gateway>>;
@@ -45,9 +48,16 @@ async fn serve(listener: UnixListener, gateway: Shared) {
             let service = service_fn(|request: Request<Incoming>| {
                 let gateway = Arc::clone(&gateway);
                 async move {
+                    let path = request.uri().path().to_owned();
                     let body = request.into_body().collect().await.unwrap().to_bytes();
                     let mut gateway = gateway.lock().unwrap();
                     let gateway = &mut *gateway;
+                    if path == feed::ACCURACY_PATH {
+                        let report = feeder::accuracy(&gateway.host).encode();
+                        let status = if gateway.knows_accuracy { 200 } else { 404 };
+                        let body = Full::new(Bytes::from(report));
+                        return Ok(Response::builder().status(status).body(body).unwrap());
+                    }
                     if gateway.answer_503 > 0 {
                         gateway.answer_503 -= 1;
                         return Ok(Response::builder().status(503).body(Full::default()).unwrap());
@@ -287,4 +297,47 @@ async fn no_gateway_yet_is_retried_and_reported() {
     let listener = UnixListener::bind(setup.folder.path().join("feed")).unwrap();
     tokio::spawn(serve(listener, Arc::clone(&setup.gateway)));
     setup.holds(&[(1, 1)]).await;
+}
+
+#[tokio::test]
+async fn how_right_the_predictions_were_is_looked_at_with_each_connection() {
+    let setup = Setup::new();
+    let values = Values::default();
+    values.set(1, 1);
+    let running = setup.pusher(&values);
+    running.is(PushState::Live).await;
+    let epoch = running.status.lock().unwrap().head.epoch;
+    let told = |of: &Running| of.status.lock().unwrap().accuracy.scopes.clone();
+    let of = |answers, epoch| {
+        let slots = vec![(4, SlotAccuracy { answers, ..SlotAccuracy::default() })];
+        Accuracy { epoch, slots }
+    };
+    let measured = |accuracy: Accuracy| {
+        let epoch = accuracy.epoch;
+        let gateway = setup.gateway.lock().unwrap();
+        let set = |key: Key, value: Vec<u8>| {
+            gateway.host.set_shared(key.encode().as_ref(), &value, Expect::Anything).unwrap();
+        };
+        let entries = vec![DirectoryEntry::default()];
+        set(Key::Directory(Key::parity(epoch)), Directory { epoch, entries }.encode());
+        set(Key::Accuracy(0), accuracy.encode());
+    };
+    measured(of(7, epoch));
+    // A feeder that does not know the question is fed all the same.
+    let before = running.status.lock().unwrap().batches;
+    wait_for(|| running.status.lock().unwrap().batches >= before + 2).await;
+    assert_eq!(told(&running), []);
+    setup.gateway.lock().unwrap().knows_accuracy = true;
+    wait_for(|| told(&running) == [(0, of(7, epoch))]).await;
+    measured(of(8, epoch));
+    wait_for(|| told(&running) == [(0, of(8, epoch))]).await;
+    assert_eq!(running.status.lock().unwrap().failures, 0);
+    // Of another writer, whose slots are not ours.
+    let other = setup.pusher(&values);
+    other.is(PushState::Live).await;
+    let epoch = other.status.lock().unwrap().head.epoch;
+    measured(of(9, epoch));
+    wait_for(|| told(&other) == [(0, of(9, epoch))]).await;
+    running.is(PushState::Standby).await;
+    wait_for(|| told(&running).is_empty()).await;
 }

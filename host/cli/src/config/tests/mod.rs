@@ -145,6 +145,12 @@ fn a_feed_nobody_posts_to_is_a_warning() {
 
 #[test]
 fn an_empty_section_is_the_default_one() {
+    assert_eq!(accepted(POOLS).meter, None, "off unless it is named");
+    let meter = Some(Meter { share_ratio: 0.1, include_usage: false });
+    assert_eq!(accepted(&format!("meter:{POOLS}")).meter, meter);
+    let meter = Some(Meter { share_ratio: 1.0, include_usage: true });
+    let written = format!("meter: {{share: 1, includeUsage: true}}{POOLS}");
+    assert_eq!(accepted(&written).meter, meter);
     let config = accepted(&format!("metrics:\nrouting:\nenvoy:{POOLS}"));
     assert_eq!((config.metrics.interval_ms, config.routing.retries), (100, 2));
 }

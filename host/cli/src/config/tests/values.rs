@@ -236,6 +236,12 @@ fn models_and_scorers_are_known() {
             ),
         );
     }
+    for (written, read) in [("-0.1", "-0.1"), ("1.01", "1.01"), (".nan", "NaN")] {
+        refused_beside_pools(
+            &format!("meter: {{share: {written}}}"),
+            &format!("c.yaml: meter.share: {read} is not accepted: expected a number from 0 to 1"),
+        );
+    }
     refused_beside_pools(
         "envoy: {logLevel: warn}",
         "c.yaml: envoy.logLevel: \"warn\" is not accepted: expected one of trace, debug, info, warning, error, critical, off",

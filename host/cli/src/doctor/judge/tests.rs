@@ -73,6 +73,19 @@ fn each_ill_of_an_engine_has_its_sentence() {
     doubted("events", "events that are not understood");
     doubted("hybrid", "groups that are not understood");
     doubted("ranks", "ranks");
+    let measured = |accuracy: Value, expected| check(json!({"accuracy": accuracy}), expected);
+    measured(
+        json!({"answers": 9, "reported": 0, "silent": 4, "prefix_weight_ratio": 1.0}),
+        "none of its 9 measured answers says how many tokens were cached, and 4",
+    );
+    measured(
+        json!({"reported": 9, "judged": 20, "over": 6, "prefix_weight_ratio": 0.5}),
+        "6 of the last 20 were too high, so its matches count by 0.5",
+    );
+    measured(
+        json!({"reported": 9, "judged": 12, "under": 3, "prefix_weight_ratio": 1.0}),
+        "3 of the last 12 were too low",
+    );
     check(json!({"has_replay": false, "replay": "never asked"}), "no replay");
     check(
         json!({"replay": "fails", "replays_failed": 2}),
@@ -88,6 +101,20 @@ fn each_ill_of_an_engine_has_its_sentence() {
         json!({"event_batches": 0}),
         "it has read 5000 prompt tokens since it is watched and announced nothing",
     );
+}
+
+#[test]
+fn a_measured_engine_that_is_right_is_well() {
+    for accuracy in [
+        json!({"answers": 9, "reported": 0, "silent": 2, "prefix_weight_ratio": 1.0}),
+        json!({"answers": 99, "reported": 1, "silent": 9, "prefix_weight_ratio": 1.0}),
+        json!({"reported": 9, "judged": 32, "over": 7, "under": 7, "prefix_weight_ratio": 1.0}),
+    ] {
+        let mut engine = live();
+        engine["accuracy"] = accuracy;
+        let finding = of_engine(&engine);
+        assert!(finding.problems.is_empty(), "{finding:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use feed::{BatchBuilder, BatchHeader};
+use feed::{Accuracy, BatchBuilder, BatchHeader, SlotAccuracy};
 use feed_push::{Fill, StateSource};
 use kv_events::{SourceState as EventState, SourceUpdate, decode};
 use serde_json::Value;
@@ -114,7 +114,12 @@ fn the_page_has_exactly_the_metrics_of_the_table() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
     setup.batch(1000, &session()[0], Some(now));
     setup.push();
-    setup.daemon.gateways[0].status.lock().unwrap().last_ack = Some(Instant::now());
+    {
+        let mut status = setup.daemon.gateways[0].status.lock().unwrap();
+        status.last_ack = Some(Instant::now());
+        let slots = vec![(0, SlotAccuracy::default())];
+        status.accuracy.push(setup.daemon.scopes[0].number, Accuracy { epoch: 1, slots });
+    }
 
     let restored = Restored { origin: Origin::Disk, blocks: 3 };
     setup.daemon.scopes[0].live().engines[0].restored = Some(restored);

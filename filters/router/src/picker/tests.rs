@@ -1,0 +1,128 @@
+//! What the picker tells the meter, and what it believes of it.
+
+use feed::{Outcome, SlotAccuracy};
+use hostcalls::memory::MemoryHost;
+use routing::{Load, PrefixMatch, RequestFeatures};
+
+use super::*;
+
+const SCORERS: &str = r#"[{"type":"prefix-cache","weight":4}]"#;
+
+fn candidate(slot: u16, address: &str, strides: u32) -> Candidate {
+    Candidate {
+        slot,
+        address: address.into(),
+        load: Load { is_ready: true, ..Load::default() },
+        source: SourceState::Live,
+        block_size_tokens: 16,
+        matched: PrefixMatch {
+            gpu_strides: strides,
+            gpu_tokens: 15 * strides,
+            ..PrefixMatch::default()
+        },
+        ..Candidate::default()
+    }
+}
+
+fn features() -> Features {
+    let mut away = candidate(9, "away", 10);
+    away.load.is_ready = false;
+    let mut mute = candidate(2, "mute", 0);
+    mute.source = SourceState::None;
+    Features {
+        scope: 3,
+        epoch: 8,
+        request: RequestFeatures { prompt_bytes: 650, strides: 10, ..RequestFeatures::default() },
+        candidates: vec![candidate(4, "a", 8), candidate(7, "b", 6), mute, away],
+        is_cut: false,
+    }
+}
+
+/// Picks for `features`; returns the line and the prediction that is left.
+fn pick(host: &MemoryHost, has_meter: bool, features: &Features) -> (Value, Option<Prediction>) {
+    let config = format!(r#"{{"destinations":3,"scorers":{SCORERS},"meter":{has_meter}}}"#);
+    let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
+    host.properties.borrow_mut().clear();
+    host.set_property(FEATURES_PROPERTY, &features.encode()).unwrap();
+    assert!(picker.pick(host, &mut Report::default(), 1));
+    let lines = host.lines.borrow();
+    let line = lines.last().unwrap().1.strip_prefix("Got pod scores ").unwrap();
+    let left = host.property(&[PREDICTION_PROPERTY]).unwrap();
+    (serde_json::from_str(line).unwrap(), left.map(|bytes| Prediction::decode(&bytes).unwrap()))
+}
+
+/// `over` of 10 judged predictions of slot 4 were too high.
+fn measured(host: &MemoryHost, epoch: u64, over: u32) {
+    let mut accuracy = Accuracy { epoch, slots: vec![(1, SlotAccuracy::default())] };
+    for i in 0..10 {
+        let outcome = if i < over { Outcome::Over } else { Outcome::Right };
+        accuracy.observe(4, outcome, true);
+    }
+    let key = Key::Accuracy(3).encode();
+    host.set_shared(key.as_ref(), &accuracy.encode(), Expect::Anything).unwrap();
+}
+
+#[test]
+fn a_meter_is_told_what_each_destination_holds_and_what_the_best_does() {
+    let host = MemoryHost::default();
+    let (_, prediction) = pick(&host, true, &features());
+    let target = |slot, address: &str, has_state, tokens| Predicted {
+        slot,
+        address: address.into(),
+        has_state,
+        tokens,
+        block_size_tokens: 16,
+    };
+    let expected = Prediction {
+        epoch: 8,
+        scope: 3,
+        is_matched: true,
+        prompt_bytes: 650,
+        // Of those that are ready: a request cannot be routed to the one that is away.
+        best_tokens: 120,
+        targets: vec![
+            target(4, "a", true, 120),
+            target(7, "b", true, 90),
+            target(2, "mute", false, 0),
+        ],
+    };
+    assert_eq!(prediction, Some(expected));
+    let mut unmatched = features();
+    unmatched.request.unmatched_reason = Some("several_prompts".into());
+    assert!(!pick(&host, true, &unmatched).1.unwrap().is_matched);
+}
+
+#[test]
+fn without_a_meter_nothing_is_told_and_nothing_looked_up() {
+    let host = MemoryHost::default();
+    measured(&host, 8, 10);
+    let (line, prediction) = pick(&host, false, &features());
+    assert_eq!(prediction, None);
+    assert_eq!((line["picked"][0].as_str(), host.gets.get()), (Some("a"), 1), "the picks alone");
+    assert!(line["prefix_weight_lowered"].is_null());
+}
+
+#[test]
+fn wrong_predictions_count_against_their_endpoint_and_show() {
+    let host = MemoryHost::default();
+    let check = |over, ratio: Option<f64>, total: f64, first: &str| {
+        measured(&host, 8, over);
+        let (line, prediction) = pick(&host, true, &features());
+        assert_eq!(line["prefix_weight_lowered"]["a"].as_f64(), ratio, "{line}");
+        assert_eq!(line["totals"]["a"].as_f64(), Some(total), "{line}");
+        assert_eq!((line["totals"]["b"].as_f64(), &line["picked"][0]), (Some(2.4), &json!(first)));
+        // What is predicted is what is held, whatever it is worth.
+        let prediction = prediction.unwrap();
+        assert_eq!(prediction.targets.iter().find(|t| t.slot == 4).unwrap().tokens, 120);
+    };
+    check(2, None, 3.2, "a");
+    check(3, Some(0.5), 1.6, "b");
+    check(5, Some(0.25), 0.8, "b");
+    let name = "wasm_epp_requests_prefix_weight_lowered_total";
+    assert_eq!(host.counters.borrow()[name], 2);
+    // Another writer's slots are other endpoints; what cannot be read says nothing.
+    measured(&host, 7, 10);
+    assert!(pick(&host, true, &features()).0["prefix_weight_lowered"].is_null());
+    host.set_shared(Key::Accuracy(3).encode().as_ref(), b"junk", Expect::Anything).unwrap();
+    assert!(pick(&host, true, &features()).0["prefix_weight_lowered"].is_null());
+}
