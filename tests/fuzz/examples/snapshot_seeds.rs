@@ -21,8 +21,14 @@ fn main() -> std::io::Result<()> {
         address: address.into(),
         kind: 0,
         is_partial: false,
+        is_cleared: false,
+        doubts: 1,
+        rank: Some(2),
+        full_group: Some(0),
+        windowed_groups: vec![1],
         block_size_tokens: 16,
         process_start: Some(1.5),
+        first_batch_at: Some(2.5),
         position,
     };
     let position = Some(Position { sequence: 3, fingerprint: 4 });
@@ -68,7 +74,7 @@ fn filled() -> Index {
     index.announce(0, &[EngineHash(1)], Tier::Offloaded);
     index.remove(0, &[EngineHash(5)], Tier::Gpu);
     index.mark_non_canonical(1, EngineHash(14));
-    index.store_window(0, 1, Window::Sliding(3), &[EngineHash(1), EngineHash(2)]);
+    index.store_window(0, 1, Window::Sliding(3), 2, &[EngineHash(1), EngineHash(2)]);
     index.set_max_blocks(1, 100);
     index
 }

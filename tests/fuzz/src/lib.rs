@@ -14,7 +14,7 @@ pub mod tokenizer;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("events", events::decode),
     ("framing", events::framing),
     ("trtllm", events::trtllm),
