@@ -16,6 +16,7 @@ mod features;
 mod head;
 mod key;
 mod row;
+mod scores;
 mod values;
 mod wire;
 
@@ -27,6 +28,7 @@ pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
 pub use head::{Head, Transition};
 pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
 pub use row::{MAX_ROWS, WorkerRow};
+pub use scores::{MAX_SCORES_BYTES, SCORE_PROPERTY_PREFIX, Scores};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,
     value_epoch,

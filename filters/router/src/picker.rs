@@ -2,11 +2,12 @@
 
 use feed::{FEATURES_PROPERTY, Features, Key, Picks};
 use hostcalls::{Expect, Host, Status};
-use routing::{Candidate, Decision, PickHistory};
+use routing::{Candidate, Decision, GivenScores, PickHistory};
 use serde_json::{Map, Value, json};
 
 use crate::DESTINATION_HEADER;
 use crate::config::PickerConfig;
+use crate::modules::{self, Said};
 use crate::report::{Report, log_scores};
 
 /// Tries to record a pick against other workers; losing all of them costs one stale rank.
@@ -47,8 +48,22 @@ impl Picker {
             any: features.candidates.iter().map(|candidate| of(candidate).0).collect(),
             cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
         };
-        match self.config.profile.run(&features.request, &features.candidates, &history, seed) {
-            Ok(decision) => self.apply(host, report, &features, &decision, (picks, cas)),
+        let said = modules::ask(&self.config.modules, host, report, &features);
+        let run = |given: &[GivenScores]| {
+            let Features { request, candidates, .. } = &features;
+            self.config.profile.run(request, candidates, &history, given, seed)
+        };
+        match run(&said.counted) {
+            Ok(decision) => {
+                for (name, given) in &said.shadows {
+                    let with_it = run(&[&said.counted[..], std::slice::from_ref(given)].concat());
+                    let first = with_it.as_ref().ok().and_then(|other| other.targets.first());
+                    if first != decision.targets.first() {
+                        report.shadow_differs(host, name);
+                    }
+                }
+                self.apply(host, report, &features, &said, &decision, (picks, cas));
+            }
             Err(none) => report.fell_back(host, none.reason()),
         }
         true
@@ -59,6 +74,7 @@ impl Picker {
         host: &impl Host,
         report: &mut Report,
         features: &Features,
+        said: &Said<'_>,
         decision: &Decision,
         picks: (Picks, Expect),
     ) {
@@ -73,7 +89,7 @@ impl Picker {
             report.mishap(host, "pick_not_recorded");
         }
         report.picked(host, features.request.unmatched_reason.as_deref());
-        log_scores(host, || explanation(features, decision, &list));
+        log_scores(host, || explanation(features, said, decision, &list));
     }
 }
 
@@ -106,8 +122,9 @@ fn record(
     false
 }
 
-/// The decision as JSON: matched blocks per endpoint (null when nobody holds any), totals, choice.
-fn explanation(features: &Features, decision: &Decision, list: &[&str]) -> Value {
+/// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each scorer
+/// module said or why it is absent, totals, choice.
+fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: &[&str]) -> Value {
     let held: Map<String, Value> = features
         .candidates
         .iter()
@@ -126,6 +143,7 @@ fn explanation(features: &Features, decision: &Decision, list: &[&str]) -> Value
     json!({
         "model": features.request.model,
         "scores": if held.is_empty() { Value::Null } else { Value::Object(held) },
+        "modules": said.explanation(features),
         "totals": totals,
         "picked": list,
         "was_tie": decision.was_tie,

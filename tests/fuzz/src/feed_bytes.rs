@@ -1,8 +1,8 @@
 //! What crosses between daemon and filters.
 
 use feed::{
-    Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Table, WorkerRow,
-    find_stride, value_epoch,
+    Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Scores, Table,
+    WorkerRow, find_stride, value_epoch,
 };
 use prefix::Listed;
 
@@ -19,6 +19,7 @@ pub fn decode(bytes: &[u8]) {
     let _ = (find_stride(bytes, 0).is_ok(), Key::parse_writable(bytes), value_epoch(bytes));
     again(bytes, Ack::decode, Ack::encode);
     again(bytes, Features::decode, Features::encode);
+    again(bytes, Scores::decode, Scores::encode);
     let _ = Head::decode(bytes);
     let _ = (Directory::decode(bytes).is_ok(), Table::decode(bytes).is_ok());
     let _ = (LoadTable::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());

@@ -206,7 +206,7 @@ async fn count_tokens(engine: SocketAddr, messages: &[Value]) -> Result<u64> {
 }
 
 /// Time on the processor of a process' worker threads so far, from the scheduler's statistics.
-fn worker_ns(process: u32) -> Result<u64> {
+pub(crate) fn worker_ns(process: u32) -> Result<u64> {
     let mut sum = None;
     for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let task = task?.path();
@@ -258,7 +258,7 @@ fn add_listeners(rendered: &Path, plain: SocketAddr, noop: SocketAddr) -> Result
     Ok(std::fs::write(&file, config.to_string())?)
 }
 
-fn read_yaml(file: &Path) -> Result<Value> {
+pub(crate) fn read_yaml(file: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(file)?;
     serde_saphyr::from_str(&text).with_context(|| format!("read {}", file.display()))
 }
@@ -276,7 +276,7 @@ fn conversation(number: usize, size: usize) -> Vec<Value> {
     parts.into_iter().zip(roles).enumerate().map(part).collect()
 }
 
-fn filler(number: usize, bytes: usize) -> String {
+pub(crate) fn filler(number: usize, bytes: usize) -> String {
     let sentence = |i: usize| {
         format!("Note {number}, line {i}: part {} waits for {}. ", i * 7 % 41, i * 3 % 17)
     };

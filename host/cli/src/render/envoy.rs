@@ -34,7 +34,7 @@ pub(super) fn header(config: &Config) -> String {
     format!(
         "# Written by `wasm-epp render` from {}; changes are lost at the next run.\n\
          # Start: envoy -c envoy.yaml --log-level {}\n\
-         # The filters intake, picker and feeder are in ecds/ and can be swapped while Envoy runs.\n\
+         # The filters intake, picker, feeder and scorer-N are in ecds/ and can be swapped while Envoy runs.\n\
          # Everything else in this file takes effect at the next start.\n",
         config.file.file_name().map_or("a file".into(), |name| name.to_string_lossy()),
         config.envoy.log_level,
@@ -67,6 +67,10 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
     let mut intake = discovered("intake", ecds);
     // Enabled by the pools' routes, so that a route of somebody else's does not pay for it.
     intake["disabled"] = json!(true);
+    let places =
+        (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), ecds));
+    let after = [discovered("picker", ecds), router()];
+    let filters: Vec<Value> = [intake].into_iter().chain(places).chain(after).collect();
     let remove: Vec<Value> =
         CLIENT_MAY_NOT_SEND.iter().map(|name| json!({"remove": name})).collect();
     let manager = json!({
@@ -93,7 +97,7 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
                 {"name": "pools", "domains": ["*"], "routes": routes(config)},
             ],
         },
-        "http_filters": [intake, discovered("picker", ecds), router()],
+        "http_filters": filters,
     });
     json!({
         "name": "inference",
@@ -252,7 +256,6 @@ fn feed_listener(config: &Config, ecds: &Path) -> Value {
 /// A filter from the watched folder. Until a resource is accepted, and when none is, an empty
 /// header mutation stands in for it: without one Envoy answers 500 to everything.
 fn discovered(name: &str, ecds: &Path) -> Value {
-    let stand_in = http("header_mutation.v3.HeaderMutation");
     json!({
         "name": name,
         "config_discovery": {
@@ -263,10 +266,17 @@ fn discovered(name: &str, ecds: &Path) -> Value {
                     "watched_directory": {"path": ecds},
                 },
             },
-            "type_urls": [http("wasm.v3.Wasm"), stand_in],
-            "default_config": {"@type": stand_in, "mutations": {}},
+            "type_urls": [http("wasm.v3.Wasm"), http(STAND_IN)],
+            "default_config": stand_in(),
         },
     })
+}
+
+const STAND_IN: &str = "header_mutation.v3.HeaderMutation";
+
+/// A filter that does nothing.
+pub(super) fn stand_in() -> Value {
+    json!({"@type": http(STAND_IN), "mutations": {}})
 }
 
 fn router() -> Value {
