@@ -1,14 +1,18 @@
-//! A tiny server in place of an engine: it answers what it is told to, its metrics are given.
+//! A tiny server in place of an engine: it answers what it is told to, its metrics are given; a
+//! request with `"stream": true` is answered in as many pieces as it has `max_tokens`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
@@ -17,8 +21,13 @@ use tokio::task::{JoinHandle, JoinSet};
 /// Header of each answer with the address of the backend that gave it.
 pub const BACKEND_HEADER: &str = "x-backend";
 
-/// Answers GET with its metrics page and anything else with 200 and a line of JSON, always the same
-/// unless told otherwise. Ends when dropped, with its connections.
+/// Time between two pieces of a streamed answer: as an engine at 500 tokens/s, and long enough for
+/// each to reach the client by itself.
+const PIECE_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Answers GET with its metrics page, a request for a stream with its pieces, and anything else with
+/// 200 and a line of JSON, always the same unless told otherwise. Ends when dropped, with its
+/// connections.
 pub struct Backend {
     /// Where it listens.
     pub address: SocketAddr,
@@ -77,15 +86,56 @@ async fn answer(
     name: String,
     metrics: Bytes,
     json: Bytes,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Either<Full<Bytes>, Pieces>>, Infallible> {
     let is_get = request.method() == Method::GET;
     // Read whole: an answer before the end of the request would make the proxy reset it.
-    let _ = request.into_body().collect().await;
-    let (kind, body) =
-        if is_get { ("text/plain; version=0.0.4", metrics) } else { ("application/json", json) };
-    let response = Response::builder()
-        .header("content-type", kind)
-        .header(BACKEND_HEADER, name)
-        .body(Full::new(body));
-    Ok(response.unwrap_or_default())
+    let sent = request.into_body().collect().await;
+    let sent = sent.map(|sent| sent.to_bytes()).unwrap_or_default();
+    let (kind, body) = if is_get {
+        ("text/plain; version=0.0.4", Either::Left(Full::new(metrics)))
+    } else if let Some(count) = streamed(&sent) {
+        let interval = tokio::time::interval(PIECE_INTERVAL);
+        ("text/event-stream", Either::Right(Pieces { left: count, interval }))
+    } else {
+        ("application/json", Either::Left(Full::new(json)))
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert("content-type", http::HeaderValue::from_static(kind));
+    if let Ok(name) = http::HeaderValue::from_str(&name) {
+        headers.insert(BACKEND_HEADER, name);
+    }
+    Ok(response)
+}
+
+/// The number of pieces of a request for a stream.
+fn streamed(body: &[u8]) -> Option<u64> {
+    // Parsing every body of a measurement would be most of the work.
+    body.windows(13).any(|window| window == b"\"stream\":true").then_some(())?;
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    body["max_tokens"].as_u64()
+}
+
+/// A body of equal events, one per interval.
+struct Pieces {
+    left: u64,
+    interval: tokio::time::Interval,
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        ready!(self.interval.poll_tick(cx));
+        self.left -= 1;
+        let event = b"data: {\"choices\":[{\"text\":\" token\"}]}\n\n";
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(event)))))
+    }
 }

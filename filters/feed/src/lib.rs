@@ -18,6 +18,7 @@ mod head;
 mod key;
 mod prediction;
 mod row;
+mod scores;
 mod values;
 mod wire;
 
@@ -33,6 +34,7 @@ pub use head::{Head, Transition};
 pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
 pub use prediction::{PREDICTION_PROPERTY, Predicted, Prediction};
 pub use row::{MAX_ROWS, WorkerRow};
+pub use scores::{MAX_SCORES_BYTES, SCORE_PROPERTY_PREFIX, Scores};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,
     value_epoch,

@@ -4,7 +4,7 @@
 use feed::{
     Accuracy, AccuracyReport, Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry,
     BucketWriter, Counters, Directory, DirectoryEntry, EndpointEntry, Features, Head, Key,
-    LoadRecord, LoadTable, ModelValue, Picks, Predicted, Prediction, SlotAccuracy, Table,
+    LoadRecord, LoadTable, ModelValue, Picks, Predicted, Prediction, Scores, SlotAccuracy, Table,
     WorkerRow, find_stride,
 };
 use prefix::{Holder, Listed as _, Seed, Stride};
@@ -211,6 +211,12 @@ fn what_scorers_read() {
         is_cut: false,
     };
     check("features", &features, Features::encode, Features::decode);
+}
+
+#[test]
+fn what_scorers_say() {
+    let scores = Scores { epoch: EPOCH, scores: vec![(3, 0.25), (0, 1.0), (7, f32::INFINITY)] };
+    check("scores", &scores, Scores::encode, Scores::decode);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use routing::{Profile, SCORER_TYPES, WeightedScorer, scorer_of_type};
 use serde::Deserialize;
 
+use crate::modules::{MAX_MODULES, ModuleScorer};
+
 /// Why a configuration was refused. The gateway then keeps the one it has.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -74,7 +76,12 @@ struct RawPicker {
 struct RawScorer {
     r#type: String,
     weight: f32,
+    name: Option<String>,
+    shadow: Option<bool>,
 }
+
+/// Type of the scorers that are filters of their own.
+const MODULE: &str = "module";
 
 /// Configuration of `picker`.
 pub struct PickerConfig {
@@ -82,6 +89,8 @@ pub struct PickerConfig {
     pub profile: Profile,
     /// Whether a meter stands behind it, which it tells what it expects and believes.
     pub has_meter: bool,
+    /// Scorers that run as filters of their own, before it.
+    pub(crate) modules: Vec<ModuleScorer>,
     /// Hash of the configuration's bytes, reported in the worker's row.
     pub hash: u64,
 }
@@ -100,18 +109,43 @@ impl PickerConfig {
         if !(1..=16).contains(&raw.destinations) {
             return Err(range("destinations", raw.destinations.to_string(), "1 to 16".into()));
         }
-        let mut scorers = Vec::new();
-        for RawScorer { r#type, weight } in raw.scorers {
-            let scorer = scorer_of_type(&r#type)
-                .ok_or_else(|| range("scorers[].type", r#type, SCORER_TYPES.join(", ")))?;
+        let (mut scorers, mut modules) = (Vec::new(), Vec::<ModuleScorer>::new());
+        for RawScorer { r#type, weight, name, shadow } in raw.scorers {
             if !(weight.is_finite() && (0.0..=1000.0).contains(&weight)) {
                 return Err(range("scorers[].weight", weight.to_string(), "0 to 1000".into()));
             }
+            if r#type == MODULE {
+                let name = name.unwrap_or_default();
+                if !is_scorer_name(&name) || modules.iter().any(|module| module.name() == name) {
+                    let accepted = "1 to 64 of a-z, 0-9 and -, each once".into();
+                    return Err(range("scorers[].name", name, accepted));
+                }
+                modules.push(ModuleScorer::new(name, weight, shadow.unwrap_or(false)));
+                continue;
+            }
+            if name.is_some() || shadow.is_some() {
+                let accepted = format!("none but for type {MODULE}");
+                return Err(range("scorers[].name or .shadow", r#type, accepted));
+            }
+            let scorer = scorer_of_type(&r#type).ok_or_else(|| {
+                let accepted = format!("{}, {MODULE}", SCORER_TYPES.join(", "));
+                range("scorers[].type", r#type, accepted)
+            })?;
             scorers.push(WeightedScorer { weight, scorer });
         }
+        if modules.len() > MAX_MODULES {
+            let accepted = format!("at most {MAX_MODULES} of type {MODULE}");
+            return Err(range("scorers", modules.len().to_string(), accepted));
+        }
         let profile = Profile { scorers, destinations: raw.destinations };
-        Ok(Self { profile, has_meter: raw.meter, hash: fnv1a(json) })
+        Ok(Self { profile, modules, has_meter: raw.meter, hash: fnv1a(json) })
     }
+}
+
+/// A name that is part of a property's, a counter's and a filter's.
+fn is_scorer_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// FNV-1a 64 (offset 0xcbf29ce484222325, prime 0x100000001b3).
@@ -130,7 +164,7 @@ mod tests {
         let picker = |json: &str| PickerConfig::parse(json.as_bytes()).err().unwrap().to_string();
         assert_eq!(
             picker(r#"{"scorers":[{"type":"queu","weight":1}],"destinations":3}"#),
-            "configuration of picker: scorers[].type is queu, accepted is prefix-cache, queue, kv-cache-utilization, no-hit-lru"
+            "configuration of picker: scorers[].type is queu, accepted is prefix-cache, queue, kv-cache-utilization, no-hit-lru, module"
         );
         assert!(
             picker(r#"{"scorers":[{"type":"queue","weight":-1}],"destinations":3}"#)
@@ -141,6 +175,16 @@ mod tests {
                 .contains("destinations is 0, accepted is 1 to 16")
         );
         assert!(picker(r#"{"scorers":[],"destinations":1,"x":1}"#).contains("unknown field `x`"));
+        let scorers = |list: &str| picker(&format!(r#"{{"scorers":[{list}],"destinations":1}}"#));
+        let mine = r#"{"type":"module","weight":1,"name":"mine"}"#;
+        assert!(scorers(&format!("{mine},{mine}")).contains("scorers[].name is mine, accepted"));
+        assert!(
+            scorers(r#"{"type":"module","weight":1}"#).contains("scorers[].name is , accepted")
+        );
+        assert!(scorers(r#"{"type":"module","weight":1,"name":"A.b"}"#).contains("is A.b"));
+        assert!(scorers(r#"{"type":"queue","weight":1,"shadow":true}"#).contains("is queue"));
+        let many: Vec<String> = (0..17).map(|i| mine.replace("mine", &format!("m{i}"))).collect();
+        assert!(scorers(&many.join(",")).contains("scorers is 17, accepted is at most 16"));
         let intake = |json: &str| IntakeConfig::parse(json.as_bytes()).err().unwrap().to_string();
         assert!(
             intake(r#"{"maxBodyBytes":99999999,"maxStateAgeMs":1,"pools":[]}"#)

@@ -11,6 +11,7 @@
 
 mod config;
 mod intake;
+mod modules;
 mod picker;
 mod report;
 mod rows;

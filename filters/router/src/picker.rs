@@ -4,11 +4,12 @@ use feed::{
     Accuracy, FEATURES_PROPERTY, Features, Key, PREDICTION_PROPERTY, Picks, Predicted, Prediction,
 };
 use hostcalls::{Expect, Host, Status};
-use routing::{Candidate, Decision, PickHistory, Reliability, SourceState};
+use routing::{Candidate, Decision, GivenScores, PickHistory, Reliability, SourceState};
 use serde_json::{Map, Value, json};
 
 use crate::DESTINATION_HEADER;
 use crate::config::PickerConfig;
+use crate::modules::{self, Said};
 use crate::report::{Report, log_scores};
 
 /// Tries to record a pick against other workers; losing all of them costs one stale rank.
@@ -52,8 +53,22 @@ impl Picker {
             any: features.candidates.iter().map(|candidate| of(candidate).0).collect(),
             cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
         };
-        match self.config.profile.run(&features.request, &features.candidates, &history, seed) {
-            Ok(decision) => self.apply(host, report, &features, &decision, (picks, cas)),
+        let said = modules::ask(&self.config.modules, host, report, &features);
+        let run = |given: &[GivenScores]| {
+            let Features { request, candidates, .. } = &features;
+            self.config.profile.run(request, candidates, &history, given, seed)
+        };
+        match run(&said.counted) {
+            Ok(decision) => {
+                for (name, given) in &said.shadows {
+                    let with_it = run(&[&said.counted[..], std::slice::from_ref(given)].concat());
+                    let first = with_it.as_ref().ok().and_then(|other| other.targets.first());
+                    if first != decision.targets.first() {
+                        report.shadow_differs(host, name);
+                    }
+                }
+                self.apply(host, report, &features, &said, &decision, (picks, cas));
+            }
             Err(none) => report.fell_back(host, none.reason()),
         }
         true
@@ -64,6 +79,7 @@ impl Picker {
         host: &impl Host,
         report: &mut Report,
         features: &Features,
+        said: &Said<'_>,
         decision: &Decision,
         picks: (Picks, Expect),
     ) {
@@ -88,7 +104,7 @@ impl Picker {
             report.lowered(host);
         }
         report.picked(host, features.request.unmatched_reason.as_deref());
-        log_scores(host, || explanation(features, decision, &list));
+        log_scores(host, || explanation(features, said, decision, &list));
     }
 }
 
@@ -157,8 +173,9 @@ fn record(
     false
 }
 
-/// The decision as JSON: matched blocks per endpoint (null when nobody holds any), totals, choice.
-fn explanation(features: &Features, decision: &Decision, list: &[&str]) -> Value {
+/// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each scorer
+/// module said or why it is absent, totals, choice.
+fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: &[&str]) -> Value {
     let held: Map<String, Value> = features
         .candidates
         .iter()
@@ -177,6 +194,7 @@ fn explanation(features: &Features, decision: &Decision, list: &[&str]) -> Value
     let mut line = json!({
         "model": features.request.model,
         "scores": if held.is_empty() { Value::Null } else { Value::Object(held) },
+        "modules": said.explanation(features),
         "totals": totals,
         "picked": list,
         "was_tie": decision.was_tie,

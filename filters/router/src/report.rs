@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 #[derive(Default)]
 pub struct Report {
     counters: CounterSet,
+    /// Of scorer modules, whose names are the user's: they cannot displace the others.
+    by_scorer: CounterSet,
     /// Requests given a destination.
     pub picked: u64,
     /// Requests left to the proxy's own policy.
@@ -34,6 +36,21 @@ impl Report {
         self.counters.add(host, "wasm_epp_requests_fallback_", reason, "_total");
         let fields = || json!({"model": null, "scores": null, "picked": null, "reason": reason});
         log_scores(host, fields);
+    }
+
+    /// A scorer module had no score for a request.
+    pub fn scores_absent(&mut self, host: &impl Host, scorer: &str) {
+        self.by_scorer.add(host, "wasm_epp_scores_absent_", scorer, "_total");
+    }
+
+    /// A scorer module had scores for some of the candidates only.
+    pub fn scores_incomplete(&mut self, host: &impl Host, scorer: &str) {
+        self.by_scorer.add(host, "wasm_epp_scores_incomplete_", scorer, "_total");
+    }
+
+    /// A shadow scorer would have sent a request elsewhere.
+    pub fn shadow_differs(&mut self, host: &impl Host, scorer: &str) {
+        self.by_scorer.add(host, "wasm_epp_shadow_differs_", scorer, "_total");
     }
 
     /// Something failed that did not change the request's fate.

@@ -15,7 +15,8 @@ pub use endpoint::{
     Candidate, EndpointSlot, Load, PickHistory, PrefixMatch, Reliability, RequestFeatures,
     SourceState,
 };
-pub use profile::{Decision, NoDecision, Profile, WeightedScorer};
+pub use profile::{Decision, GivenScores, NoDecision, Profile, WeightedScorer};
 pub use scorers::{
-    KvCacheUtilization, NoHitLru, PrefixCache, Queue, SCORER_TYPES, Scorer, scorer_of_type,
+    KvCacheUtilization, NoHitLru, OutOfRange, PrefixCache, Queue, SCORER_TYPES, Scorer,
+    scorer_of_type,
 };

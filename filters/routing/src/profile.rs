@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use crate::scorers::median;
 use crate::{Candidate, PickHistory, RequestFeatures, Scorer};
 
 /// Totals closer than this are a tie. Weighted sums of f32 shares differ in the last bits by order
@@ -14,6 +15,15 @@ pub struct WeightedScorer {
     pub weight: f32,
     /// The scorer.
     pub scorer: Box<dyn Scorer>,
+}
+
+/// Scores that somebody outside the profile gave, such as a scorer module.
+#[derive(Clone, PartialEq, Debug)]
+pub struct GivenScores {
+    /// Finite and not negative.
+    pub weight: f32,
+    /// One score per candidate, in their order; absent ones as [`Scorer::score`] has them.
+    pub scores: Vec<Option<f32>>,
 }
 
 /// Filters candidates, scores them, and lists the best.
@@ -57,15 +67,18 @@ impl NoDecision {
 }
 
 impl Profile {
-    /// Decides. `seed` breaks the ties that load and pick history leave.
+    /// Decides, by the profile's own scorers and by what others `given`. `seed` breaks the ties that
+    /// load and pick history leave.
     ///
     /// Scores are clamped to 0..=1, weighted and summed, not normalised (llm-d,
-    /// `pkg/epp/scheduling/scheduler_profile.go`); a score that is not finite counts as absent.
+    /// `pkg/epp/scheduling/scheduler_profile.go`). Unknown is not zero: a candidate whose score is
+    /// absent counts with the median of the others'.
     pub fn run(
         &self,
         request: &RequestFeatures,
         candidates: &[Candidate],
         history: &PickHistory,
+        given: &[GivenScores],
         seed: u64,
     ) -> Result<Decision, NoDecision> {
         if candidates.is_empty() {
@@ -88,12 +101,11 @@ impl Profile {
 
         let mut sums = vec![0f32; kept.len()];
         for WeightedScorer { weight, scorer } in &self.scorers {
-            let scores = scorer.score(request, &kept, &kept_history);
-            for (sum, score) in sums.iter_mut().zip(scores) {
-                if score.is_finite() {
-                    *sum += weight * score.clamp(0.0, 1.0);
-                }
-            }
+            add(&mut sums, *weight, scorer.score(request, &kept, &kept_history));
+        }
+        for GivenScores { weight, scores } in given {
+            let of_kept = ready.iter().map(|i| scores.get(*i).copied().flatten()).collect();
+            add(&mut sums, *weight, of_kept);
         }
 
         let order = ranked(&sums, &kept, &kept_history, seed);
@@ -118,6 +130,18 @@ impl Profile {
             was_tie,
             was_cold: kept.iter().all(|candidate| candidate.matched.any_strides == 0),
         })
+    }
+}
+
+/// Adds one scorer's share to the sums.
+fn add(sums: &mut [f32], weight: f32, mut scores: Vec<Option<f32>>) {
+    scores.resize(sums.len(), None);
+    for score in &mut scores {
+        *score = score.filter(|score| score.is_finite()).map(|score| score.clamp(0.0, 1.0));
+    }
+    let Some(median) = median(&scores) else { return };
+    for (sum, score) in sums.iter_mut().zip(scores) {
+        *sum += weight * score.unwrap_or(median);
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use wasm_epp::{config, doctor, render, serve, simulate};
+use wasm_epp::{config, doctor, new_scorer, render, serve, simulate};
 
 /// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -27,6 +27,8 @@ enum Command {
     Serve(Serve),
     /// Say whether precise routing is active, asking a running daemon
     Doctor(Doctor),
+    /// Write a project for a scorer module that builds, tests and loads as it is
+    NewScorer(NewScorer),
     /// Run an engine without a model: its API, KV events and metrics
     SimulateEngine(Box<simulate::Flags>),
 }
@@ -73,6 +75,18 @@ struct Doctor {
     json: bool,
 }
 
+#[derive(Args)]
+struct NewScorer {
+    /// Name of the scorer and of its crate: a-z, 0-9 and -
+    name: String,
+    /// Folder of the project, which must not exist; the name if not given
+    #[arg(long, value_name = "DIR")]
+    path: Option<PathBuf>,
+    /// Folder of the SDK; found from this program's or the current folder if not given
+    #[arg(long, value_name = "DIR")]
+    sdk: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -87,7 +101,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wasm-epp: {error:#}");
-            let usage = error.downcast_ref::<config::ConfigError>().is_some();
+            let usage = error.downcast_ref::<config::ConfigError>().is_some()
+                || error.downcast_ref::<new_scorer::NewScorerError>().is_some_and(|error| {
+                    !matches!(error, new_scorer::NewScorerError::Write { .. })
+                });
             ExitCode::from(if usage { USAGE } else { 1 })
         }
     }
@@ -114,6 +131,14 @@ fn run(command: Command) -> anyhow::Result<()> {
                 println!("{}", report.json());
             }
             anyhow::ensure!(report.is_well(), "precise routing is not active everywhere");
+            Ok(())
+        }
+        Command::NewScorer(NewScorer { name, path, sdk }) => {
+            let path = path.unwrap_or_else(|| PathBuf::from(&name));
+            let sdk = sdk.unwrap_or_else(new_scorer::find_sdk);
+            for file in new_scorer::new_scorer(&name, &path, &sdk)? {
+                println!("wrote {}", file.display());
+            }
             Ok(())
         }
         Command::SimulateEngine(flags) => runtime()?.block_on(simulate::run(*flags)),

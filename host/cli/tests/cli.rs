@@ -33,10 +33,10 @@ fn render_reports_in_one_json_object_on_the_last_line() {
     let output = run(folder.path(), &RENDER);
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(stdout.lines().filter(|line| line.starts_with("wrote /")).count(), 6, "{stdout}");
+    assert_eq!(stdout.lines().filter(|line| line.starts_with("wrote /")).count(), 10, "{stdout}");
     let report: serde_json::Value =
         serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
-    assert_eq!(report["written"].as_array().map(Vec::len), Some(6), "{report}");
+    assert_eq!(report["written"].as_array().map(Vec::len), Some(10), "{report}");
     assert_eq!(report["unchanged"].as_array().map(Vec::len), Some(0), "{report}");
     assert!(folder.path().join("run").is_dir(), "the folder of the feed's socket");
 }
@@ -51,6 +51,19 @@ fn a_wrong_configuration_is_64_and_says_where() {
         assert!(stderr.contains("c.yaml: pools: [] is not accepted"), "{stderr}");
         assert!(!folder.path().join("out").exists());
     }
+}
+
+#[test]
+fn new_scorer_writes_a_project_once() {
+    let folder = folder(GOOD);
+    let first = run(folder.path(), &["new-scorer", "mine", "--path", "a/b"]);
+    assert_eq!(first.status.code(), Some(0), "{first:?}");
+    assert!(String::from_utf8_lossy(&first.stdout).contains("wrote a/b/src/lib.rs"), "{first:?}");
+    let again = run(folder.path(), &["new-scorer", "mine", "--path", "a/b"]);
+    assert_eq!(again.status.code(), Some(64), "{again:?}");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("a/b exists already"), "{again:?}");
+    let misnamed = run(folder.path(), &["new-scorer", "Mine"]);
+    assert_eq!(misnamed.status.code(), Some(64), "{misnamed:?}");
 }
 
 #[test]

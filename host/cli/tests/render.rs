@@ -75,7 +75,8 @@ fn a_new_module_gets_a_new_name_and_the_old_one_stays() {
     assert!(written[0].starts_with("modules/router-"), "{written:?}");
     assert_eq!(written[1..], ["ecds/intake.yaml", "ecds/picker.yaml"]);
     assert!(first.router_module().exists());
-    assert_eq!(fs::read_dir(second.dir.join("ecds")).expect("a folder").count(), 3);
+    // Three filters and four places for scorers.
+    assert_eq!(fs::read_dir(second.dir.join("ecds")).expect("a folder").count(), 7);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What crosses between daemon and filters.
 
 use feed::{
-    Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Prediction, Table, WorkerRow,
+    Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Prediction, Scores, Table, WorkerRow,
     find_stride, value_epoch,
 };
 use prefix::Listed;
@@ -22,6 +22,7 @@ pub fn decode(bytes: &[u8]) {
     again(bytes, Prediction::decode, Prediction::encode);
     again(bytes, Accuracy::decode, Accuracy::encode);
     again(bytes, AccuracyReport::decode, AccuracyReport::encode);
+    again(bytes, Scores::decode, Scores::encode);
     let _ = Head::decode(bytes);
     let _ = (Directory::decode(bytes).is_ok(), Table::decode(bytes).is_ok());
     let _ = (LoadTable::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());

@@ -74,6 +74,7 @@ features = record(
     "F", u64(EPOCH), u16(2), u8(0), text("m"), text("sql"), u32(1000), u32(15), u32(250), text(""), u16(1),
     u16(3), text("10.0.0.1:8000"), load_known, u32(4), u32(64), u32(6), u32(96), u32(4),
 )
+scores = record("S", u64(EPOCH), u16(3), u16(3), f32(0.25), u16(0), f32(1.0), u16(7), f32(float("inf")))
 
 
 def entry(key, value):
@@ -97,7 +98,7 @@ ack = record(
 for name, value in [
     ("head", head), ("row", row), ("directory", directory), ("table", table), ("loads", loads),
     ("model", model), ("picks", picks), ("bucket", bucket), ("features", features), ("batch", batch),
-    ("ack", ack), ("prediction", prediction), ("accuracy", accuracy),
+    ("ack", ack), ("scores", scores), ("prediction", prediction), ("accuracy", accuracy),
     ("accuracy_report", accuracy_report),
 ]:
     print(name, value.hex())

@@ -338,7 +338,7 @@ fn conversation(number: usize, size: usize) -> Vec<Value> {
     parts.into_iter().zip(roles).enumerate().map(part).collect()
 }
 
-fn filler(number: usize, bytes: usize) -> String {
+pub(crate) fn filler(number: usize, bytes: usize) -> String {
     let sentence = |i: usize| {
         format!("Note {number}, line {i}: part {} waits for {}. ", i * 7 % 41, i * 3 % 17)
     };

@@ -1,5 +1,6 @@
 //! `scripts/bench`: what routing costs, measured on this machine with real Envoy.
 
+mod chain;
 mod cpu;
 mod freshness;
 mod load;
@@ -27,6 +28,8 @@ struct Flags {
 
 #[derive(clap::Subcommand)]
 enum Bench {
+    /// Worker CPU of each scorer module, per request and per streamed chunk
+    Chain(chain::Flags),
     /// Worker CPU per request: no filter, a filter that only waits for the body, the router
     Cpu(cpu::Flags),
     /// Time from an event's publication until a request is routed by it
@@ -51,6 +54,7 @@ async fn main() -> ExitCode {
     let machine = machine::describe();
     let measure = async {
         match &flags.bench {
+            Bench::Chain(chain) => chain::run(chain).await,
             Bench::Cpu(cpu) => cpu::run(cpu).await,
             Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await,

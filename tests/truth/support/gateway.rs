@@ -130,6 +130,6 @@ impl Gateway {
         let scores =
             PrefixCache.score(&features.request, &features.candidates, &PickHistory::default());
         let candidates = features.candidates.into_iter().map(|candidate| candidate.address);
-        candidates.zip(scores).collect()
+        candidates.zip(scores).filter_map(|(address, score)| Some((address, score?))).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! Scenario files decide; the arithmetic in them is computed by hand from the formulas they state.
 
 use super::*;
-use crate::{Load, PrefixMatch, Reliability, SourceState, scorer_of_type};
+use crate::{Load, OutOfRange, PrefixMatch, Reliability, SourceState, scorer_of_type};
 
 fn default_profile() -> Profile {
     profile(&[
@@ -57,7 +57,7 @@ fn check(file: &str) {
             "expect" => {
                 expectations += 1;
                 let outcomes: Vec<Result<Decision, NoDecision>> = (0..16)
-                    .map(|seed| profile.run(&request, &candidates, &history, seed))
+                    .map(|seed| profile.run(&request, &candidates, &history, &[], seed))
                     .collect();
                 let name = |i: &usize| candidates[*i].address.clone();
                 if let Some(reason) = field("none") {
@@ -132,37 +132,67 @@ fn scenarios() {
     check(include_str!("../../../../tests/scenarios/wrong-predictions.txt"));
 }
 
-struct Fixed(Vec<f32>);
+struct Fixed(Vec<Option<f32>>);
 
 impl Scorer for Fixed {
-    fn type_name(&self) -> &'static str {
-        "fixed"
-    }
-    fn score(&self, _: &RequestFeatures, _: &[Candidate], _: &PickHistory) -> Vec<f32> {
+    fn score(&self, _: &RequestFeatures, _: &[Candidate], _: &PickHistory) -> Vec<Option<f32>> {
         self.0.clone()
     }
 }
 
+fn ready(ready: &[bool]) -> Vec<Candidate> {
+    let candidate = |(slot, is_ready): (usize, &bool)| Candidate {
+        slot: slot as u16,
+        load: Load { is_ready: *is_ready, ..Load::default() },
+        ..Candidate::default()
+    };
+    ready.iter().enumerate().map(candidate).collect()
+}
+
 #[test]
 fn scores_that_are_absent_not_finite_or_out_of_range_harm_nobody() {
-    let candidates: Vec<Candidate> = (0..3)
-        .map(|slot| Candidate {
-            slot,
-            load: Load { is_ready: true, ..Load::default() },
-            ..Candidate::default()
-        })
-        .collect();
-    let run = |scores: Vec<f32>| {
-        let profile = Profile {
-            scorers: vec![WeightedScorer { weight: 2.0, scorer: Box::new(Fixed(scores)) }],
-            destinations: 1,
-        };
-        profile
-            .run(&RequestFeatures::default(), &candidates, &PickHistory::default(), 1)
-            .unwrap()
-            .totals
+    let candidates = ready(&[true; 3]);
+    let own = |scores: Vec<Option<f32>>| {
+        let scorers = vec![WeightedScorer { weight: 2.0, scorer: Box::new(Fixed(scores)) }];
+        (Profile { scorers, destinations: 1 }, vec![])
     };
-    assert_eq!(run(vec![f32::NAN, 0.5, f32::INFINITY]), [Some(0.0), Some(1.0), Some(0.0)]);
-    assert_eq!(run(vec![7.0, -3.0]), [Some(2.0), Some(0.0), Some(0.0)]);
-    assert_eq!(run(vec![]), [Some(0.0); 3]);
+    let given = |scores| {
+        (Profile { scorers: vec![], destinations: 1 }, vec![GivenScores { weight: 2.0, scores }])
+    };
+    let check = |scores: &[Option<f32>], expected: [f32; 3]| {
+        for (profile, given) in [own(scores.to_vec()), given(scores.to_vec())] {
+            let request = RequestFeatures::default();
+            let history = PickHistory::default();
+            let decision = profile.run(&request, &candidates, &history, &given, 1).unwrap();
+            assert_eq!(decision.totals, expected.map(Some), "{scores:?}");
+        }
+    };
+    // The median of 0.5 alone, of 1 and 0, and of 0.2, 0.4.
+    check(&[Some(f32::NAN), Some(0.5), Some(f32::INFINITY)], [1.0; 3]);
+    check(&[Some(7.0), Some(-3.0)], [2.0, 0.0, 1.0]);
+    check(&[Some(0.2), None, Some(0.4)], [0.4, 0.6, 0.8]);
+    check(&[], [0.0; 3]);
+    check(&[None; 3], [0.0; 3]);
+    check(&[Some(1.0), Some(0.0), Some(0.5), Some(1.0)], [2.0, 0.0, 1.0]);
+}
+
+#[test]
+fn given_scores_are_of_the_candidates_and_not_of_those_that_are_left() {
+    let candidates = ready(&[true, false, true]);
+    let scores = vec![Some(0.25), Some(1.0), Some(0.75)];
+    let profile = Profile { scorers: vec![], destinations: 1 };
+    let given = [GivenScores { weight: 1.0, scores }];
+    let decision = profile
+        .run(&RequestFeatures::default(), &candidates, &PickHistory::default(), &given, 1)
+        .unwrap();
+    assert_eq!(decision.totals, [Some(0.25), None, Some(0.75)]);
+    assert_eq!(decision.targets, [2]);
+}
+
+#[test]
+fn a_range_names_key_value_and_what_is_accepted() {
+    let within = |value| OutOfRange::unless_within("share", value, 0.0..=1.0);
+    assert_eq!((within(0.0), within(1.0)), (Ok(()), Ok(())));
+    assert_eq!(within(1.5).unwrap_err().to_string(), "share is 1.5, accepted is 0 to 1");
+    assert!(within(f32::NAN).is_err());
 }

@@ -9,11 +9,12 @@ use crate::{Candidate, PickHistory, RequestFeatures};
 pub struct Queue;
 
 impl Scorer for Queue {
-    fn type_name(&self) -> &'static str {
-        "queue"
-    }
-
-    fn score(&self, _: &RequestFeatures, candidates: &[Candidate], _: &PickHistory) -> Vec<f32> {
+    fn score(
+        &self,
+        _: &RequestFeatures,
+        candidates: &[Candidate],
+        _: &PickHistory,
+    ) -> Vec<Option<f32>> {
         let known = || candidates.iter().filter_map(|candidate| candidate.load.waiting);
         let (min, max) = (known().min().unwrap_or(0), known().max().unwrap_or(0));
         let span = (max - min) as f32;
@@ -28,11 +29,12 @@ impl Scorer for Queue {
 pub struct KvCacheUtilization;
 
 impl Scorer for KvCacheUtilization {
-    fn type_name(&self) -> &'static str {
-        "kv-cache-utilization"
-    }
-
-    fn score(&self, _: &RequestFeatures, candidates: &[Candidate], _: &PickHistory) -> Vec<f32> {
+    fn score(
+        &self,
+        _: &RequestFeatures,
+        candidates: &[Candidate],
+        _: &PickHistory,
+    ) -> Vec<Option<f32>> {
         let score = |usage: f32| (1.0 - usage).clamp(0.0, 1.0);
         with_median_for_unknown(
             candidates.iter().map(|c| c.load.kv_usage_ratio.map(score)).collect(),

@@ -13,18 +13,14 @@ use crate::{Candidate, PickHistory, RequestFeatures};
 pub struct NoHitLru;
 
 impl Scorer for NoHitLru {
-    fn type_name(&self) -> &'static str {
-        "no-hit-lru"
-    }
-
     fn score(
         &self,
         _: &RequestFeatures,
         candidates: &[Candidate],
         history: &PickHistory,
-    ) -> Vec<f32> {
+    ) -> Vec<Option<f32>> {
         if candidates.iter().any(|candidate| candidate.matched.any_strides > 0) {
-            return vec![0.5; candidates.len()];
+            return vec![Some(0.5); candidates.len()];
         }
         let last = |i: usize| history.cold.get(i).copied().unwrap_or(0);
         let all: Vec<u64> = (0..candidates.len()).map(last).collect();
@@ -34,6 +30,7 @@ impl Scorer for NoHitLru {
                 0 => 1.0,
                 mine => 1.0 - all.iter().filter(|other| *other < mine).count() as f32 / steps,
             })
+            .map(Some)
             .collect()
     }
 }

@@ -11,16 +11,12 @@ use crate::{Candidate, PickHistory, RequestFeatures};
 pub struct PrefixCache;
 
 impl Scorer for PrefixCache {
-    fn type_name(&self) -> &'static str {
-        "prefix-cache"
-    }
-
     fn score(
         &self,
         request: &RequestFeatures,
         candidates: &[Candidate],
         _: &PickHistory,
-    ) -> Vec<f32> {
+    ) -> Vec<Option<f32>> {
         let share = |candidate: &Candidate| match request.strides {
             0 => 0.0,
             all => {
@@ -29,6 +25,6 @@ impl Scorer for PrefixCache {
                     * candidate.reliability.ratio()
             }
         };
-        candidates.iter().map(share).collect()
+        candidates.iter().map(share).map(Some).collect()
     }
 }

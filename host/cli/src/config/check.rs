@@ -7,11 +7,13 @@ use std::time::Duration;
 use super::address;
 use super::error::Refused;
 use super::raw::{
-    Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawRouting, RawSnapshot,
+    Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawRouting, RawScorer,
+    RawSnapshot,
 };
 use super::{
-    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics,
-    Model, ModelSource, Pool, Routing, SCORER_TYPES, Scorer, Snapshot,
+    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway,
+    MAX_MODULE_PLACES, MODULE_TYPE, Meter, Metrics, Model, ModelSource, Pool, Routing,
+    SCORER_TYPES, Scorer, ScorerModule, Snapshot,
 };
 
 /// Envoy's own names of its log levels.
@@ -50,7 +52,7 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
             )?,
         },
         snapshot: raw.snapshot.map(snapshot).transpose()?,
-        routing: routing(raw.routing.unwrap_or_default())?,
+        routing: routing(raw.routing.unwrap_or_default(), base)?,
         meter: raw.meter.map(meter).transpose()?,
         envoy,
         warnings,
@@ -303,24 +305,38 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
     })
 }
 
-fn routing(raw: RawRouting) -> Result<Routing, Refused> {
+fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> {
     let mut seen = HashSet::new();
-    let mut scorers = Vec::with_capacity(raw.scorers.len());
+    let mut names = HashSet::new();
+    let (mut scorers, mut modules) = (Vec::new(), Vec::new());
+    let most = MAX_MODULE_PLACES as i64;
+    let module_places: usize = within("routing.modulePlaces", raw.module_places, 0, most)?;
     for (i, scorer) in raw.scorers.into_iter().enumerate() {
         let key = format!("routing.scorers[{i}]");
-        let Some(kind) = SCORER_TYPES.into_iter().find(|kind| *kind == scorer.kind) else {
-            let expected = format!("one of {}", SCORER_TYPES.join(", "));
-            return Err(Refused::new(format!("{key}.type"), scorer.kind, expected));
-        };
-        unique(&format!("{key}.type"), kind, &mut seen)?;
         if !(scorer.weight.is_finite() && scorer.weight >= 0.0) {
             let expected = "a finite number that is at least 0";
             return Err(Refused::new(format!("{key}.weight"), scorer.weight, expected));
         }
+        if scorer.kind == MODULE_TYPE {
+            if modules.len() == module_places {
+                let expected = "no more modules than routing.modulePlaces";
+                return Err(Refused { key, value: MODULE_TYPE.into(), expected: expected.into() });
+            }
+            modules.push(scorer_module(&key, scorer, &mut names, base)?);
+            continue;
+        }
+        let Some(kind) = SCORER_TYPES.into_iter().find(|kind| *kind == scorer.kind) else {
+            let expected = format!("one of {}, {MODULE_TYPE}", SCORER_TYPES.join(", "));
+            return Err(Refused::new(format!("{key}.type"), scorer.kind, expected));
+        };
+        only_for_modules(&key, &scorer)?;
+        unique(&format!("{key}.type"), kind, &mut seen)?;
         scorers.push(Scorer { kind, weight: scorer.weight });
     }
     Ok(Routing {
         scorers,
+        modules,
+        module_places,
         max_state_age_ms: within("routing.maxStateAgeMs", raw.max_state_age_ms, 100, 3_600_000)?,
         max_body_bytes: within(
             "routing.maxBodyBytes",
@@ -337,6 +353,52 @@ fn meter(raw: RawMeter) -> Result<Meter, Refused> {
         return Err(Refused::new("meter.share", raw.share, "a number from 0 to 1"));
     }
     Ok(Meter { share_ratio: raw.share, include_usage: raw.include_usage })
+}
+
+fn only_for_modules(key: &str, scorer: &RawScorer) -> Result<(), Refused> {
+    let given = [
+        ("name", scorer.name.is_some()),
+        ("module", scorer.module.is_some()),
+        ("parameters", scorer.parameters.is_some()),
+        ("shadow", scorer.shadow.is_some()),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((name, _)) => Err(Refused {
+            key: format!("{key}.{name}"),
+            value: "a value".into(),
+            expected: format!("none, as only scorers of type {MODULE_TYPE} have it"),
+        }),
+    }
+}
+
+fn scorer_module(
+    key: &str,
+    raw: RawScorer,
+    names: &mut HashSet<String>,
+    base: &Path,
+) -> Result<ScorerModule, Refused> {
+    let needed = |field: &str, text: Option<String>| {
+        text.filter(|text| !text.is_empty()).ok_or_else(|| Refused {
+            key: format!("{key}.{field}"),
+            value: "nothing".into(),
+            expected: format!("a value, as every scorer of type {MODULE_TYPE} has one"),
+        })
+    };
+    let name = needed("name", raw.name)?;
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if name.len() > 64 || !name.bytes().all(is_plain) {
+        return Err(Refused::new(format!("{key}.name"), name, "1..=64 characters of [a-z0-9-]"));
+    }
+    unique(&format!("{key}.name"), &name, names)?;
+    let file = filled(&format!("{key}.module"), needed("module", raw.module)?)?;
+    Ok(ScorerModule {
+        name,
+        file: address::resolve(base, &file),
+        weight: raw.weight,
+        parameters: raw.parameters.unwrap_or_default(),
+        is_shadow: raw.shadow.unwrap_or(false),
+    })
 }
 
 fn envoy(raw: RawEnvoy, base: &Path) -> Result<Envoy, Refused> {

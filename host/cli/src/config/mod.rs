@@ -19,6 +19,9 @@ pub use error::ConfigError;
 /// The scorers built into the router module, by the names of llm-d.
 pub use routing::SCORER_TYPES;
 
+/// Type of the scorers that are modules of their own.
+pub const MODULE_TYPE: &str = "module";
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -169,8 +172,13 @@ pub struct Snapshot {
 /// How an endpoint is chosen.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// Scorers and weights, each type at most once.
+    /// Built-in scorers and weights, each type at most once.
     pub scorers: Vec<Scorer>,
+    /// Scorers that are modules of their own, names unique; at most `module_places`.
+    pub modules: Vec<ScorerModule>,
+    /// Places for scorer modules between intake and picker. What stands in them can change while
+    /// the gateway runs, their number cannot.
+    pub module_places: usize,
     /// Age from which the gateway's state no longer routes.
     pub max_state_age_ms: u64,
     /// Larger bodies are routed by load alone. Below Envoy's buffer limit.
@@ -196,6 +204,24 @@ pub struct Meter {
     /// Ask streams for their usage, and take it out of what the client gets.
     pub include_usage: bool,
 }
+
+/// A scorer that is a module of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScorerModule {
+    /// Part of the names of its property, its counters and its file.
+    pub name: String,
+    /// The module.
+    pub file: PathBuf,
+    /// Finite and at least 0.
+    pub weight: f64,
+    /// Passed to the module, which checks them when the gateway loads it.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+    /// Whether its scores are only recorded.
+    pub is_shadow: bool,
+}
+
+/// Most places for scorer modules, as many as a picker asks.
+pub const MAX_MODULE_PLACES: usize = 16;
 
 /// Envoy's buffer for a request body while it is scored. A body above it is answered 413 by Envoy
 /// itself, so `maxBodyBytes` stays below.

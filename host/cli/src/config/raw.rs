@@ -100,6 +100,7 @@ pub(super) struct RawRouting {
     pub(super) max_state_age_ms: i64,
     pub(super) max_body_bytes: i64,
     pub(super) retries: i64,
+    pub(super) module_places: i64,
 }
 
 impl Default for RawRouting {
@@ -111,19 +112,29 @@ impl Default for RawRouting {
             ("kv-cache-utilization", 2.0),
             ("no-hit-lru", 2.0),
         ]
-        .map(|(kind, weight)| RawScorer { kind: kind.to_owned(), weight })
+        .map(|(kind, weight)| RawScorer { kind: kind.to_owned(), weight, ..RawScorer::default() })
         .into();
-        Self { scorers, max_state_age_ms: 5_000, max_body_bytes: 15_728_640, retries: 2 }
+        Self {
+            scorers,
+            max_state_age_ms: 5_000,
+            max_body_bytes: 15_728_640,
+            retries: 2,
+            module_places: 4,
+        }
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct RawScorer {
     #[serde(rename = "type")]
     pub(super) kind: String,
     #[serde(default = "default_weight")]
     pub(super) weight: f64,
+    pub(super) name: Option<String>,
+    pub(super) module: Option<String>,
+    pub(super) parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    pub(super) shadow: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,12 +1,15 @@
 //! The file-watched filters: one resource, and so one hot swap, per filter.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::ModulePaths;
 use super::files::content_hash;
-use crate::config::Config;
+use crate::config::{Config, MODULE_TYPE};
 
-/// All modules of a gateway share it: shared data is kept per `vm_id`.
+/// Router and feeder share it: shared data is kept per `vm_id`. A scorer module has one of its own,
+/// so that one that dies takes no other with it.
 const VM_ID: &str = "wasm-epp";
 
 /// Host calls and callbacks of intake and picker. Envoy withholds what is not listed: a host call
@@ -70,6 +73,22 @@ const METER_CAPABILITIES: &[&str] = &[
     "proxy_on_response_trailers",
 ];
 
+/// A scorer reads its configuration, the features, and says its scores; the log is for why it refuses
+/// a configuration.
+const SCORER_CAPABILITIES: &[&str] =
+    &["proxy_get_buffer_bytes", "proxy_get_property", "proxy_log", "proxy_set_property"];
+
+/// The callbacks of a scorer: neither body nor response nor timer. Those of the life cycle are what
+/// other languages' SDKs keep their books by.
+const SCORER_CALLBACKS: &[&str] = &[
+    "proxy_on_configure",
+    "proxy_on_context_create",
+    "proxy_on_delete",
+    "proxy_on_done",
+    "proxy_on_request_headers",
+    "proxy_on_vm_start",
+];
+
 /// Life cycle and request callbacks.
 const CALLBACKS: &[&str] = &[
     "proxy_on_configure",
@@ -94,15 +113,23 @@ pub(super) const HEADER: &str = "\
 # extension_config_discovery.http_filter.NAME.version_text showing the version_info below.
 ";
 
-/// The filters by name: intake and picker share one VM per worker, as vm_config is equal.
-pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(&'static str, Value)> {
+/// Name of the filter in a place for a scorer module.
+pub(super) fn place(number: usize) -> String {
+    format!("scorer-{number}")
+}
+
+/// The filters by name: intake and picker share one VM per worker, as vm_config is equal. A place
+/// without a scorer holds a filter that does nothing.
+pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Value)> {
     let pools: Vec<&str> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
-    let scorers: Vec<Value> = config
-        .routing
-        .scorers
-        .iter()
-        .map(|scorer| json!({"type": scorer.kind, "weight": scorer.weight}))
-        .collect();
+    let built_in = config.routing.scorers.iter();
+    let built_in = built_in.map(|scorer| json!({"type": scorer.kind, "weight": scorer.weight}));
+    let own = config.routing.modules.iter().map(|scorer| {
+        json!({
+            "type": MODULE_TYPE, "name": scorer.name, "weight": scorer.weight,
+            "shadow": scorer.is_shadow,
+        })
+    });
     let intake = json!({
         "maxBodyBytes": config.routing.max_body_bytes,
         "maxStateAgeMs": config.routing.max_state_age_ms,
@@ -110,7 +137,7 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(&'static s
     });
     let mut picker = json!({
         "destinations": config.routing.retries + 1,
-        "scorers": scorers,
+        "scorers": built_in.chain(own).collect::<Vec<_>>(),
     });
     if config.meter.is_some() {
         picker["meter"] = json!(true);
@@ -119,22 +146,51 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(&'static s
     // streams of a dead VM live. The two exclude each other.
     let fail_open = ("fail_open", json!(true));
     let reload = ("failure_policy", json!("FAIL_RELOAD"));
-    let router = |name, configuration| {
-        let open = fail_open.clone();
-        (name, wasm(name, &modules.router, configuration, open, ROUTER_CAPABILITIES))
+    let router = Loaded {
+        file: &modules.router,
+        vm_id: VM_ID,
+        failure: fail_open.clone(),
+        calls: ROUTER_CAPABILITIES,
+        callbacks: CALLBACKS,
+    };
+    let feeder = Loaded {
+        file: &modules.feeder,
+        failure: reload,
+        calls: FEEDER_CAPABILITIES,
+        ..router.clone()
     };
     let mut filters = vec![
-        router("intake", intake),
-        router("picker", picker),
-        ("feeder", wasm("feed", &modules.feeder, json!({}), reload, FEEDER_CAPABILITIES)),
+        ("intake".to_owned(), wasm("intake", &router, intake)),
+        ("picker".to_owned(), wasm("picker", &router, picker)),
+        ("feeder".to_owned(), wasm("feed", &feeder, json!({}))),
     ];
+    let scorers: Vec<_> = config.routing.modules.iter().zip(&modules.scorers).collect();
+    filters.extend((0..config.routing.module_places).map(|number| {
+        let filter = match scorers.get(number) {
+            None => super::envoy::stand_in(),
+            Some((scorer, file)) => {
+                let name = format!("scorer-{}", scorer.name);
+                let loaded = Loaded {
+                    file,
+                    vm_id: &format!("{VM_ID}-{name}"),
+                    failure: fail_open.clone(),
+                    calls: SCORER_CAPABILITIES,
+                    callbacks: SCORER_CALLBACKS,
+                };
+                let own = json!({"name": scorer.name, "parameters": scorer.parameters});
+                wasm(&name, &loaded, own)
+            }
+        };
+        (place(number), filter)
+    }));
     if let (Some(meter), Some(module)) = (config.meter, &modules.meter) {
+        let loaded =
+            Loaded { file: module, calls: METER_CAPABILITIES, ..router.clone() };
         let configuration = json!({
             "includeUsage": meter.include_usage,
             "maxBodyBytes": config.routing.max_body_bytes,
         });
-        let filter = wasm("meter", module, configuration, fail_open, METER_CAPABILITIES);
-        filters.push(("meter", filter));
+        filters.push(("meter".to_owned(), wasm("meter", &loaded, configuration)));
     }
     filters
 }
@@ -152,14 +208,19 @@ pub(super) fn resource(name: &str, filter: Value) -> Value {
     })
 }
 
-fn wasm(
-    root_id: &str,
-    module: &std::path::Path,
-    configuration: Value,
-    (failure_key, failure): (&str, Value),
-    calls: &[&str],
-) -> Value {
-    let allowed: serde_json::Map<String, Value> = [calls, CALLBACKS, WASI]
+/// How a module is loaded.
+#[derive(Clone)]
+struct Loaded<'a> {
+    file: &'a Path,
+    vm_id: &'a str,
+    failure: (&'static str, Value),
+    calls: &'static [&'static str],
+    callbacks: &'static [&'static str],
+}
+
+fn wasm(root_id: &str, loaded: &Loaded<'_>, configuration: Value) -> Value {
+    let (failure_key, failure) = loaded.failure.clone();
+    let allowed: serde_json::Map<String, Value> = [loaded.calls, loaded.callbacks, WASI]
         .concat()
         .into_iter()
         .map(|name| (name.to_owned(), json!({})))
@@ -178,9 +239,9 @@ fn wasm(
                 "value": configuration.to_string(),
             },
             "vm_config": {
-                "vm_id": VM_ID,
+                "vm_id": loaded.vm_id,
                 "runtime": "envoy.wasm.runtime.v8",
-                "code": {"local": {"filename": module}},
+                "code": {"local": {"filename": loaded.file}},
             },
         },
     })

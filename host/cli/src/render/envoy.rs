@@ -76,7 +76,10 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
         filter["disabled"] = json!(true);
         filter
     };
-    let mut filters = vec![disabled("intake"), discovered("picker", ecds)];
+    let places =
+        (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), ecds));
+    let mut filters: Vec<Value> = std::iter::once(disabled("intake")).chain(places).collect();
+    filters.push(discovered("picker", ecds));
     filters.extend(config.meter.map(|_| disabled("meter")));
     filters.push(router());
     let remove: Vec<Value> =
@@ -293,7 +296,6 @@ fn feed_listener(config: &Config, ecds: &Path) -> Value {
 /// A filter from the watched folder. Until a resource is accepted, and when none is, an empty
 /// header mutation stands in for it: without one Envoy answers 500 to everything.
 fn discovered(name: &str, ecds: &Path) -> Value {
-    let stand_in = http("header_mutation.v3.HeaderMutation");
     json!({
         "name": name,
         "config_discovery": {
@@ -304,10 +306,17 @@ fn discovered(name: &str, ecds: &Path) -> Value {
                     "watched_directory": {"path": ecds},
                 },
             },
-            "type_urls": [http("wasm.v3.Wasm"), stand_in],
-            "default_config": {"@type": stand_in, "mutations": {}},
+            "type_urls": [http("wasm.v3.Wasm"), http(STAND_IN)],
+            "default_config": stand_in(),
         },
     })
+}
+
+const STAND_IN: &str = "header_mutation.v3.HeaderMutation";
+
+/// A filter that does nothing.
+pub(super) fn stand_in() -> Value {
+    json!({"@type": http(STAND_IN), "mutations": {}})
 }
 
 fn router() -> Value {

@@ -21,11 +21,14 @@ pub(super) fn content_hash(bytes: &[u8]) -> String {
     hex
 }
 
-pub(super) fn read_module(path: &Path) -> Result<Vec<u8>, RenderError> {
-    let bytes =
-        fs::read(path).map_err(|source| RenderError::Module { path: path.to_owned(), source })?;
+pub(super) fn read_module(key: &str, path: &Path) -> Result<Vec<u8>, RenderError> {
+    let (key, path) = (key.to_owned(), path.to_owned());
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(source) => return Err(RenderError::Module { key, path, source }),
+    };
     if !bytes.starts_with(WASM_MAGIC) {
-        return Err(RenderError::NotWasm { path: path.to_owned() });
+        return Err(RenderError::NotWasm { key, path });
     }
     Ok(bytes)
 }

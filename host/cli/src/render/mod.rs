@@ -31,16 +31,20 @@ pub struct Rendered {
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     /// A module is not where the configuration says.
-    #[error("reading the module {} (envoy.modules): {source}; build it, or name its folder", path.display())]
+    #[error("reading the module {} ({key}): {source}; build it, or say where it is", path.display())]
     Module {
+        /// The key of the configuration that names it.
+        key: String,
         /// The file that was looked for.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
     /// A module is no WebAssembly.
-    #[error("the module {} (envoy.modules) does not start as WebAssembly does", path.display())]
+    #[error("the module {} ({key}) does not start as WebAssembly does", path.display())]
     NotWasm {
+        /// The key of the configuration that names it.
+        key: String,
         /// The file that was read.
         path: PathBuf,
     },
@@ -69,6 +73,8 @@ struct ModulePaths {
     router: PathBuf,
     feeder: PathBuf,
     meter: Option<PathBuf>,
+    /// In the order of `routing.modules`.
+    scorers: Vec<PathBuf>,
 }
 
 /// Writes everything an Envoy needs into `out`: `envoy.yaml`, the file-watched filters under
@@ -79,12 +85,14 @@ struct ModulePaths {
 /// # Errors
 /// When a module is missing or `out` cannot be written.
 pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
-    let router = files::read_module(&config.envoy.modules.join("router.wasm"))?;
-    let feeder = files::read_module(&config.envoy.modules.join("feeder.wasm"))?;
-    let meter = match config.meter {
-        Some(_) => Some(files::read_module(&config.envoy.modules.join("meter.wasm"))?),
-        None => None,
-    };
+    let own = |file| files::read_module("envoy.modules", &config.envoy.modules.join(file));
+    let (router, feeder) = (own("router.wasm")?, own("feeder.wasm")?);
+    let mut scorers = Vec::new();
+    for scorer in &config.routing.modules {
+        let key = format!("module of scorer {}", scorer.name);
+        scorers.push((&scorer.name, files::read_module(&key, &scorer.file)?));
+    }
+    let meter = config.meter.map(|_| own("meter.wasm")).transpose()?;
     let mut output = Output::create(out)?;
     if let FeedAddress::Unix(path) = &config.envoy.feed
         && let Some(folder) = path.parent()
@@ -99,9 +107,15 @@ pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
             Some(bytes) => Some(output.write(&module_name("meter", &bytes), &bytes)?),
             None => None,
         },
+        scorers: scorers
+            .iter()
+            .map(|(name, bytes)| {
+                output.write(&module_name(&format!("scorer-{name}"), bytes), bytes)
+            })
+            .collect::<Result<_, _>>()?,
     };
     for (name, filter) in ecds::filters(config, &modules) {
-        let text = yaml(Path::new(name), &ecds::resource(name, filter))?;
+        let text = yaml(Path::new(&name), &ecds::resource(&name, filter))?;
         output.write(&format!("ecds/{name}.yaml"), format!("{}{text}", ecds::HEADER).as_bytes())?;
     }
     let bootstrap = envoy::bootstrap(config, &output.dir().join("ecds"));

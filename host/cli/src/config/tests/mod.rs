@@ -144,6 +144,26 @@ fn a_feed_nobody_posts_to_is_a_warning() {
 }
 
 #[test]
+fn a_scorer_module_is_found_beside_the_file_and_its_parameters_are_kept() {
+    let config = accepted(&format!(
+        "routing:\n  scorers:\n  - {{type: queue}}\n  - {{type: module, name: mine-2, module: m/mine.wasm, weight: 1.5, shadow: true,\n     parameters: {{share: 0.5, names: [a, '7'], deep: {{n: 7}}}}}}\n{POOLS}"
+    ));
+    let parameters = serde_json::json!({"share": 0.5, "names": ["a", "7"], "deep": {"n": 7}});
+    assert_eq!(
+        config.routing.modules,
+        [ScorerModule {
+            name: "mine-2".into(),
+            file: "/etc/epp/m/mine.wasm".into(),
+            weight: 1.5,
+            parameters: parameters.as_object().cloned().unwrap(),
+            is_shadow: true,
+        }]
+    );
+    assert_eq!(config.routing.scorers.len(), 1);
+    assert_eq!(config.routing.module_places, 4);
+}
+
+#[test]
 fn an_empty_section_is_the_default_one() {
     assert_eq!(accepted(POOLS).meter, None, "off unless it is named");
     let meter = Some(Meter { share_ratio: 0.1, include_usage: false });
@@ -159,7 +179,7 @@ fn an_empty_section_is_the_default_one() {
 fn the_shape_is_checked_with_line_and_column() {
     refused_beside_pools(
         "routing:\n  retires: 3",
-        "c.yaml:2:3: unknown field `retires`, expected one of scorers, maxStateAgeMs, maxBodyBytes, retries\n  retires: 3",
+        "c.yaml:2:3: unknown field `retires`, expected one of scorers, maxStateAgeMs, maxBodyBytes, retries, modulePlaces\n  retires: 3",
     );
     refused("admin: x", "c.yaml:1:1: missing field `pools`\n  admin: x");
     refused_beside_pools(

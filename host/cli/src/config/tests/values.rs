@@ -226,7 +226,7 @@ fn models_and_scorers_are_known() {
     );
     refused_beside_pools(
         "routing: {scorers: [{type: prefix}]}",
-        "c.yaml: routing.scorers[0].type: \"prefix\" is not accepted: expected one of prefix-cache, queue, kv-cache-utilization, no-hit-lru",
+        "c.yaml: routing.scorers[0].type: \"prefix\" is not accepted: expected one of prefix-cache, queue, kv-cache-utilization, no-hit-lru, module",
     );
     for (written, read) in [("-1", "-1.0"), (".nan", "NaN"), (".inf", "inf")] {
         refused_beside_pools(
@@ -245,6 +245,45 @@ fn models_and_scorers_are_known() {
     refused_beside_pools(
         "envoy: {logLevel: warn}",
         "c.yaml: envoy.logLevel: \"warn\" is not accepted: expected one of trace, debug, info, warning, error, critical, off",
+    );
+}
+
+#[test]
+fn scorer_modules_are_named_once_and_have_a_place() {
+    let check = |list: &str, expected: &str| {
+        refused_beside_pools(
+            &format!("routing: {{scorers: [{list}]}}"),
+            &format!("c.yaml: routing.scorers{expected}"),
+        );
+    };
+    let value = "nothing is not accepted: expected a value, as every scorer of type module has one";
+    check("{type: module, module: m.wasm}", &format!("[0].name: {value}"));
+    check("{type: module, name: a}", &format!("[0].module: {value}"));
+    let form = "is not accepted: expected 1..=64 characters of [a-z0-9-]";
+    check("{type: module, name: A.b, module: m}", &format!("[0].name: \"A.b\" {form}"));
+    check(
+        "{type: module, name: a, module: m}, {type: module, name: a, module: n}",
+        "[1].name: \"a\" is not accepted: expected each one once; it was named before",
+    );
+    for (key, value) in
+        [("name", "a"), ("module", "m"), ("parameters", "{a: 1}"), ("shadow", "false")]
+    {
+        check(
+            &format!("{{type: queue, {key}: {value}}}"),
+            &format!(
+                "[0].{key}: a value is not accepted: expected none, as only scorers of type module have it"
+            ),
+        );
+    }
+    let many: Vec<String> =
+        (0..5).map(|i| format!("{{type: module, name: m{i}, module: m}}")).collect();
+    check(
+        &many.join(", "),
+        "[4]: module is not accepted: expected no more modules than routing.modulePlaces",
+    );
+    refused_beside_pools(
+        "routing: {modulePlaces: 17}",
+        "c.yaml: routing.modulePlaces: 17 is not accepted: expected 0..=16",
     );
 }
 

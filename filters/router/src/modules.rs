@@ -1,0 +1,195 @@
+//! The scores of the modules between intake and picker.
+
+use feed::{Features, SCORE_PROPERTY_PREFIX, Scores};
+use hostcalls::Host;
+use routing::GivenScores;
+use serde_json::{Map, Value, json};
+
+use crate::report::Report;
+
+/// Modules one picker asks at most; each costs two host calls per request.
+pub(crate) const MAX_MODULES: usize = 16;
+
+/// A scorer that runs as a filter of its own.
+pub(crate) struct ModuleScorer {
+    name: String,
+    weight: f32,
+    is_shadow: bool,
+    property: String,
+}
+
+/// Why a module has no score for a request. The request is routed by the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Absent {
+    /// It said nothing: not loaded, dead, or silent.
+    Missing,
+    /// What it said is no record of scores.
+    Malformed,
+    /// It scored another epoch's slots.
+    OtherEpoch,
+    /// None of its numbers is one, or they are of other slots.
+    NoScores,
+}
+
+impl Absent {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::OtherEpoch => "other_epoch",
+            Self::NoScores => "no_scores",
+        }
+    }
+}
+
+/// One score per candidate, in their order, or why there is none.
+type Verdict = Result<Vec<Option<f32>>, Absent>;
+
+/// What the modules said of one request.
+#[derive(Default)]
+pub(crate) struct Said<'a> {
+    /// Scores that count.
+    pub(crate) counted: Vec<GivenScores>,
+    /// Scores that are only recorded, by module.
+    pub(crate) shadows: Vec<(&'a str, GivenScores)>,
+    named: Vec<(&'a str, Verdict)>,
+}
+
+impl ModuleScorer {
+    pub(crate) fn new(name: String, weight: f32, is_shadow: bool) -> Self {
+        let property = format!("{SCORE_PROPERTY_PREFIX}{name}");
+        Self { name, weight, is_shadow, property }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// At least one of the scores is a number.
+    fn read(&self, host: &impl Host, report: &mut Report, features: &Features) -> Verdict {
+        let said = host.property(&[&self.property]).ok().flatten();
+        let said = said.filter(|bytes| !bytes.is_empty()).ok_or(Absent::Missing)?;
+        // Emptied so that an internal redirect does not take it for its own, should the module have
+        // died meanwhile.
+        if host.set_property(&self.property, &[]).is_err() {
+            report.mishap(host, "score_not_emptied");
+        }
+        let mut said = Scores::decode(&said).map_err(|_| Absent::Malformed)?;
+        if said.epoch != features.epoch {
+            return Err(Absent::OtherEpoch);
+        }
+        said.scores.sort_by_key(|(slot, _)| *slot);
+        let score_of = |slot: u16| {
+            let at = said.scores.binary_search_by_key(&slot, |(slot, _)| *slot).ok()?;
+            said.scores.get(at).map(|(_, score)| *score).filter(|score| score.is_finite())
+        };
+        let scores: Vec<Option<f32>> =
+            features.candidates.iter().map(|candidate| score_of(candidate.slot)).collect();
+        match scores.iter().any(Option::is_some) {
+            true => Ok(scores),
+            false => Err(Absent::NoScores),
+        }
+    }
+}
+
+/// Reads what every module said, and counts by name what is absent.
+pub(crate) fn ask<'a>(
+    modules: &'a [ModuleScorer],
+    host: &impl Host,
+    report: &mut Report,
+    features: &Features,
+) -> Said<'a> {
+    let mut all = Said::default();
+    for module in modules {
+        let said = module.read(host, report, features);
+        match &said {
+            Err(_) => report.scores_absent(host, &module.name),
+            Ok(scores) => {
+                if scores.iter().any(Option::is_none) {
+                    report.scores_incomplete(host, &module.name);
+                }
+                let given = GivenScores { weight: module.weight, scores: scores.clone() };
+                match module.is_shadow {
+                    true => all.shadows.push((&module.name, given)),
+                    false => all.counted.push(given),
+                }
+            }
+        }
+        all.named.push((&module.name, said));
+    }
+    all
+}
+
+impl Said<'_> {
+    /// By module: its score per endpoint, or why there is none.
+    pub(crate) fn explanation(&self, features: &Features) -> Value {
+        let of = |scores: &[Option<f32>]| {
+            let named = features.candidates.iter().zip(scores).map(|(candidate, score)| {
+                (candidate.address.clone(), score.map_or(Value::Null, |score| json!(score)))
+            });
+            named.collect::<Map<String, Value>>()
+        };
+        let modules = self.named.iter().map(|(name, said)| {
+            let said = match said {
+                Ok(scores) => Value::Object(of(scores)),
+                Err(absent) => json!(absent.reason()),
+            };
+            ((*name).to_owned(), said)
+        });
+        Value::Object(modules.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hostcalls::memory::MemoryHost;
+    use routing::Candidate;
+
+    const PROPERTY: &str = "wasm_epp.score.mine";
+
+    fn check(said: Option<&[u8]>, expected: Result<&[Option<f32>], &str>) {
+        let host = MemoryHost::default();
+        if let Some(bytes) = said {
+            host.set_property(PROPERTY, bytes).unwrap();
+        }
+        let candidate = |slot| Candidate { slot, ..Candidate::default() };
+        let candidates = vec![candidate(4), candidate(1)];
+        let features = Features { epoch: 9, candidates, ..Features::default() };
+        let modules = [ModuleScorer::new("mine".into(), 2.0, false)];
+        let mut report = Report::default();
+        let all = ask(&modules, &host, &mut report, &features);
+        let counted: Vec<&[Option<f32>]> = all.counted.iter().map(|g| &g.scores[..]).collect();
+        let count = |name: &str| host.counters.borrow().get(name).copied().unwrap_or(0);
+        match expected {
+            Ok(scores) => assert_eq!(counted, [scores]),
+            Err(reason) => {
+                assert!(counted.is_empty());
+                assert_eq!(all.explanation(&features), json!({"mine": reason}));
+            }
+        }
+        assert_eq!(count("wasm_epp_scores_absent_mine_total"), u64::from(expected.is_err()));
+        let is_partial = expected.is_ok_and(|scores| scores.contains(&None));
+        assert_eq!(count("wasm_epp_scores_incomplete_mine_total"), u64::from(is_partial));
+        let left = host.property(&[PROPERTY]).unwrap();
+        assert!(left.is_none_or(|left| left.is_empty()));
+    }
+
+    fn record(epoch: u64, scores: &[(u16, f32)]) -> Vec<u8> {
+        Scores { epoch, scores: scores.to_vec() }.encode()
+    }
+
+    #[test]
+    fn scores_are_taken_by_slot_and_what_is_absent_is_counted() {
+        check(Some(&record(9, &[(1, 0.5), (4, 1.0)])), Ok(&[Some(1.0), Some(0.5)]));
+        check(Some(&record(9, &[(4, 1.0), (7, 0.1)])), Ok(&[Some(1.0), None]));
+        check(Some(&record(9, &[(4, f32::NAN), (1, -3.0)])), Ok(&[None, Some(-3.0)]));
+        check(None, Err("missing"));
+        check(Some(b""), Err("missing"));
+        check(Some(b"{\"scores\":[1,0]}"), Err("malformed"));
+        check(Some(&record(8, &[(1, 0.5), (4, 1.0)])), Err("other_epoch"));
+        check(Some(&record(9, &[])), Err("no_scores"));
+        check(Some(&record(9, &[(1, f32::NAN), (4, f32::INFINITY)])), Err("no_scores"));
+        check(Some(&record(9, &[(0, 0.5)])), Err("no_scores"));
+    }
+}

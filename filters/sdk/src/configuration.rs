@@ -1,0 +1,199 @@
+//! A module's configuration: `{"name": NAME, "parameters": {...}}`.
+
+use routing::{OutOfRange, Scorer};
+use serde::de::value::StrDeserializer;
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, forward_to_deserialize_any};
+use serde_json::{Error, Map, Value};
+
+/// Why a configuration was refused. The gateway then keeps the one it has.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not `{"name": NAME, "parameters": {...}}`.
+    #[error("configuration of a scorer: {0}")]
+    Shape(Error),
+    /// The name cannot be part of a property's name.
+    #[error("configuration of a scorer: name is {0:?}, accepted is 1 to 64 of a-z, 0-9 and -")]
+    Name(String),
+    /// An unknown or missing parameter, or one of another type.
+    #[error("configuration of scorer {name}: parameters: {source}")]
+    Parameter {
+        /// The scorer.
+        name: String,
+        /// What is wrong, with the key.
+        source: Error,
+    },
+    /// A parameter outside its range.
+    #[error("configuration of scorer {name}: parameters: {source}")]
+    Range {
+        /// The scorer.
+        name: String,
+        /// Key, value and range.
+        source: OutOfRange,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    name: String,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+}
+
+/// Name and scorer of a configuration.
+pub(crate) fn parse<S: Scorer + DeserializeOwned>(json: &[u8]) -> Result<(String, S), ConfigError> {
+    let Envelope { name, parameters } = serde_json::from_slice(json).map_err(ConfigError::Shape)?;
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if !(1..=64).contains(&name.len()) || !name.bytes().all(is_plain) {
+        return Err(ConfigError::Name(name));
+    }
+    match S::deserialize(Parameters(parameters)) {
+        Err(source) => Err(ConfigError::Parameter { name, source }),
+        Ok(scorer) => match scorer.check() {
+            Err(source) => Err(ConfigError::Range { name, source }),
+            Ok(()) => Ok((name, scorer)),
+        },
+    }
+}
+
+/// Reads a struct and refuses what it has no field for, whatever its author derived, and puts the
+/// key before every message. serde's own `deny_unknown_fields` is easily forgotten, and its errors of
+/// type name no key.
+struct Parameters(Map<String, Value>);
+
+impl<'de> Deserializer<'de> for Parameters {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_map(Pairs { rest: self.0.into_iter(), next: None })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        if let Some(key) = self.0.keys().find(|key| !fields.contains(&key.as_str())) {
+            return Err(match fields {
+                [] => Error::custom(format!("unknown key `{key}`, there are none")),
+                known => {
+                    Error::custom(format!("unknown key `{key}`, expected {}", known.join(", ")))
+                }
+            });
+        }
+        self.deserialize_any(visitor)
+    }
+
+    // A scorer without parameters may be a unit struct.
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.0.keys().next() {
+            Some(key) => Err(Error::custom(format!("unknown key `{key}`, there are none"))),
+            None => visitor.visit_unit(),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+struct Pairs {
+    rest: serde_json::map::IntoIter,
+    next: Option<(String, Value)>,
+}
+
+impl<'de> MapAccess<'de> for Pairs {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
+        self.next = self.rest.next();
+        let Some((key, _)) = &self.next else { return Ok(None) };
+        seed.deserialize(StrDeserializer::<Error>::new(key)).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        let Some((key, value)) = self.next.take() else { return Err(Error::custom("no value")) };
+        seed.deserialize(value).map_err(|source| Error::custom(format!("{key}: {source}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use routing::{Candidate, PickHistory, RequestFeatures};
+
+    #[derive(Deserialize, Debug, PartialEq)]
+    #[serde(rename_all = "camelCase")]
+    struct Two {
+        at_most: f32,
+        #[serde(default)]
+        names: Vec<String>,
+    }
+
+    impl Scorer for Two {
+        fn score(&self, _: &RequestFeatures, _: &[Candidate], _: &PickHistory) -> Vec<Option<f32>> {
+            Vec::new()
+        }
+        fn check(&self) -> Result<(), OutOfRange> {
+            OutOfRange::unless_within("atMost", self.at_most, 0.0..=1.0)
+        }
+    }
+
+    #[derive(Deserialize, Debug)]
+    struct Plain;
+
+    impl Scorer for Plain {
+        fn score(&self, _: &RequestFeatures, _: &[Candidate], _: &PickHistory) -> Vec<Option<f32>> {
+            Vec::new()
+        }
+    }
+
+    fn refused<S: Scorer + DeserializeOwned>(json: &str) -> String {
+        parse::<S>(json.as_bytes()).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn parameters_are_the_scorers_fields() {
+        let (name, two) =
+            parse::<Two>(br#"{"name":"a-1","parameters":{"names":["x"],"atMost":0.5}}"#).unwrap();
+        assert_eq!((name.as_str(), two), ("a-1", Two { at_most: 0.5, names: vec!["x".into()] }));
+        assert!(parse::<Plain>(br#"{"name":"a"}"#).is_ok());
+        assert!(parse::<Plain>(br#"{"name":"a","parameters":{}}"#).is_ok());
+    }
+
+    #[test]
+    fn errors_name_key_value_and_range() {
+        let two = |parameters: &str| {
+            refused::<Two>(&format!(r#"{{"name":"a","parameters":{parameters}}}"#))
+        };
+        let of = "configuration of scorer a: parameters: ";
+        assert_eq!(two(r#"{"atMost":1.5}"#), format!("{of}atMost is 1.5, accepted is 0 to 1"));
+        assert_eq!(
+            two(r#"{"atMots":1}"#),
+            format!("{of}unknown key `atMots`, expected atMost, names")
+        );
+        assert_eq!(two("{}"), format!("{of}missing field `atMost`"));
+        let typed = two(r#"{"atMost":"much"}"#);
+        assert_eq!(typed, format!("{of}atMost: invalid type: string \"much\", expected f32"));
+        assert!(
+            two(r#"{"atMost":0,"names":[1]}"#).starts_with(&format!("{of}names: invalid type"))
+        );
+        assert_eq!(
+            refused::<Plain>(r#"{"name":"a","parameters":{"x":1}}"#),
+            format!("{of}unknown key `x`, there are none")
+        );
+        assert!(refused::<Plain>("").starts_with("configuration of a scorer: EOF"));
+        assert!(refused::<Plain>(r#"{"name":"a","parameter":{}}"#).contains("`parameter`"));
+        assert!(refused::<Plain>(r#"{"name":"a.b"}"#).contains("name is \"a.b\", accepted"));
+    }
+}
