@@ -34,6 +34,7 @@ pub fn endpoint(slot: u16) -> Endpoint {
         source: SourceState::Live,
         block_size_tokens: 16,
         matched: PrefixMatch::default(),
+        ..Candidate::default()
     })
 }
 

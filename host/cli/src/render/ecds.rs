@@ -184,8 +184,7 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
         (place(number), filter)
     }));
     if let (Some(meter), Some(module)) = (config.meter, &modules.meter) {
-        let loaded =
-            Loaded { file: module, calls: METER_CAPABILITIES, ..router.clone() };
+        let loaded = Loaded { file: module, calls: METER_CAPABILITIES, ..router.clone() };
         let configuration = json!({
             "includeUsage": meter.include_usage,
             "maxBodyBytes": config.routing.max_body_bytes,
