@@ -206,6 +206,25 @@ async fn a_killed_daemon_goes_on_from_its_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_that_events_named_is_still_known_after_a_restart() {
+    let mut stand = started(options(2, &["--no-replay", "--adapter=sql"], OFTEN)).await;
+    let prompt = prose("tables", 1500);
+    let body = json!({"model": "sql", "prompt": prompt, "max_tokens": 1}).to_string().into_bytes();
+    let holder = teach(&stand, &body).await;
+    snapshot_is_written(&stand).await;
+    stand.daemon.take().unwrap().kill();
+    stand.start_daemon().unwrap();
+    gateway_has_everything(&stand).await;
+    // Asked without leaving a trace, so that no event can name it again.
+    let body = json!({"model": "sql", "prompt": prompt, "max_tokens": 0}).to_string().into_bytes();
+    let answer = Protocol::H1.post(&stand, COMPLETIONS, &body).await;
+    received(&stand, &answer, &body);
+    let line = line(&stand, &answer).await;
+    let scores = line.scores().unwrap_or_else(|| panic!("nobody holds it: {line:?}"));
+    assert_eq!(scores.keys().collect::<Vec<_>>(), [&holder]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_daemon_goes_on_from_its_peer() {
     let mut stand = started(options(2, &["--no-replay"], "")).await;
     let (_second, peer) = stand.start_second_daemon().unwrap();

@@ -154,6 +154,11 @@ impl Index {
         }
     }
 
+    /// LoRA adapters whose chains it knows; more than once with several salts.
+    pub fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.roots.keys().filter_map(|(lora, _)| lora.as_deref())
+    }
+
     /// Blocks that the endpoint holds in some tier.
     pub fn held_blocks(&self, slot: u16) -> usize {
         self.endpoints[usize::from(slot)].held_blocks

@@ -176,11 +176,16 @@ struct Bench {
 
 impl Bench {
     async fn start() -> Result<Self> {
-        let flags = ["--num-blocks=300000", "--max-model-len=4000000"].map(str::to_owned);
+        let blocks = 300_000;
+        let flags = [format!("--num-blocks={blocks}"), "--max-model-len=4000000".to_owned()];
         let engine = EngineOptions { flags: flags.to_vec() };
         let options = StandOptions { engines: vec![engine; 3], ..StandOptions::default() };
         let mut stand = Stand::prepare(options).await?;
-        let page = std::fs::read(root().join("tests/golden/metrics/vllm-metrics.txt"))?;
+        // The page says how large the cache is, which bounds what the daemon keeps of the engine.
+        let page = std::fs::read_to_string(root().join("tests/golden/metrics/vllm-metrics.txt"))?;
+        let recorded = "num_gpu_blocks=\"160\"";
+        ensure!(page.contains(recorded), "the recorded metrics page has no {recorded}");
+        let page = page.replace(recorded, &format!("num_gpu_blocks=\"{blocks}\""));
         let (mut engines, mut backends) = (Vec::new(), Vec::new());
         for engine in &mut stand.engines {
             let backend = Backend::start(page.clone()).await?;

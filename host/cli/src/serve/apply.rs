@@ -223,7 +223,7 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
     // Before vLLM 0.14 an adapter has only a number, which means nothing elsewhere: a namespace of
     // its own that no request names.
     let by_number = stored.lora_id.filter(|_| stored.lora_name.is_none());
-    let lora = by_number.map(|id| format!("lora_id:{id}")).or_else(|| stored.lora_name.clone());
+    let lora = by_number.map(|id| format!("{LORA_ID}{id}")).or_else(|| stored.lora_name.clone());
     if let Some(name) = &stored.lora_name {
         live.learn_adapter(name);
     }
@@ -279,6 +279,14 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
         index.store(slot, &blocks, now_ms, bytes_of);
     }
     counters(live, slot).unknown_tokens += unknown_tokens.get();
+}
+
+/// Before the number of an adapter that an engine does not name.
+const LORA_ID: &str = "lora_id:";
+
+/// Whether an adapter of the index stands for a number, by which no request calls it.
+pub(crate) fn is_number(adapter: &str) -> bool {
+    adapter.starts_with(LORA_ID)
 }
 
 fn hashes(keys: &[EngineKey]) -> Vec<EngineHash> {

@@ -5,12 +5,13 @@ use std::io::Read;
 use std::sync::Arc;
 
 use kv_events::Position;
-use prefix_index::ImportError;
+use prefix_index::{ImportError, Index};
 use routing::SourceState;
 use snapshot::{Content, ContentError, SectionError, Snapshots};
 
 use super::peer::PeerAddress;
 use super::{Record, can_resume, kind_number};
+use crate::serve::apply::is_number;
 use crate::serve::scope::{Doubts, Restored, Scope};
 
 /// Where a snapshot is from.
@@ -164,6 +165,11 @@ fn restore_scope(
         total.engines += 1;
         total.blocks += blocks;
     }
+    // Their names came with events, which are not told again.
+    let index = live.indexes.first().map(|(_, index)| index);
+    let adapters: Vec<String> =
+        index.into_iter().flat_map(Index::adapters).map(Into::into).collect();
+    adapters.iter().filter(|name| !is_number(name)).for_each(|name| live.learn_adapter(name));
     live.load_version += 1;
     drop(live);
     scope.changed();
