@@ -11,6 +11,7 @@ mod feed_listener;
 mod gateway_restart;
 mod rendering;
 mod requests;
+mod reservations;
 mod sessions;
 mod startup;
 mod support;

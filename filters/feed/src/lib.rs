@@ -15,6 +15,7 @@ mod directory;
 mod features;
 mod head;
 mod key;
+mod matrix;
 mod row;
 mod values;
 mod wire;
@@ -26,6 +27,10 @@ pub use directory::{Directory, DirectoryEntry, MAX_ADAPTERS};
 pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
 pub use head::{Head, Transition};
 pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
+pub use matrix::{
+    Cell, EndpointHash, FoundTrail, MAX_CELLS, MAX_TRAIL, MAX_TRAILS, MatrixRow, OtherGateways,
+    Trail, add_cells, find_cell, find_trails, join_trails, trail_depths,
+};
 pub use row::{MAX_ROWS, WorkerRow};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,

@@ -78,6 +78,8 @@ pub trait Host {
     fn counter(&self, name: &str) -> Result<u32, Status>;
     /// Adds to a counter; `by` must be above 0.
     fn count(&self, counter: u32, by: u64) -> Result<(), Status>;
+    /// Calls the root context's tick every so many milliseconds.
+    fn set_tick_period_ms(&self, period_ms: u32) -> Result<(), Status>;
     /// The plugin's configuration.
     fn configuration(&self) -> Result<Vec<u8>, Status>;
 }

@@ -31,6 +31,11 @@ impl Report {
         log_scores(host, fields);
     }
 
+    /// A request was served by another endpoint than the first of its list.
+    pub fn moved(&mut self, host: &impl Host) {
+        self.counters.add(host, "wasm_epp_requests_moved", "", "_total");
+    }
+
     /// Something failed that did not change the request's fate.
     pub fn mishap(&mut self, host: &impl Host, name: &str) {
         self.counters.add(host, "wasm_epp_mishaps_", name, "_total");

@@ -12,9 +12,10 @@ mod profile;
 mod scorers;
 
 pub use endpoint::{
-    Candidate, EndpointSlot, Load, PickHistory, PrefixMatch, RequestFeatures, SourceState,
+    Candidate, EndpointSlot, InFlight, Load, PickHistory, PrefixMatch, RequestFeatures, SourceState,
 };
 pub use profile::{Decision, NoDecision, Profile, WeightedScorer};
 pub use scorers::{
-    KvCacheUtilization, NoHitLru, PrefixCache, Queue, SCORER_TYPES, Scorer, scorer_of_type,
+    KvCacheUtilization, NoHitLru, PrefixCache, Queue, SCORER_TYPES, Scorer, effective_waiting,
+    scorer_of_type,
 };

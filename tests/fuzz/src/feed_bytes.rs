@@ -1,8 +1,8 @@
 //! What crosses between daemon and filters.
 
 use feed::{
-    Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Table, WorkerRow,
-    find_stride, value_epoch,
+    Ack, Batch, Directory, Features, Head, Key, LoadTable, MatrixRow, ModelValue, OtherGateways,
+    Picks, Table, WorkerRow, find_stride, find_trails, value_epoch,
 };
 use prefix::Listed;
 
@@ -19,6 +19,11 @@ pub fn decode(bytes: &[u8]) {
     let _ = (find_stride(bytes, 0).is_ok(), Key::parse_writable(bytes), value_epoch(bytes));
     again(bytes, Ack::decode, Ack::encode);
     again(bytes, Features::decode, Features::encode);
+    again(bytes, MatrixRow::decode, MatrixRow::encode);
+    again(bytes, OtherGateways::decode, OtherGateways::encode);
+    let mut trails = 0;
+    let _ = find_trails(bytes, &[7, 8], |_| trails += 1);
+    assert!(trails <= bytes.len());
     let _ = Head::decode(bytes);
     let _ = (Directory::decode(bytes).is_ok(), Table::decode(bytes).is_ok());
     let _ = (LoadTable::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());

@@ -1,5 +1,6 @@
 //! `scripts/bench`: what routing costs, measured on this machine with real Envoy.
 
+mod burst;
 mod cpu;
 mod freshness;
 mod load;
@@ -26,6 +27,8 @@ struct Flags {
 
 #[derive(clap::Subcommand)]
 enum Bench {
+    /// Where bursts go before any event, and what is left in flight after all requests
+    Burst(burst::Flags),
     /// Worker CPU per request: no filter, a filter that only waits for the body, the router
     Cpu(cpu::Flags),
     /// Time from an event's publication until a request is routed by it
@@ -48,6 +51,7 @@ async fn main() -> ExitCode {
     let machine = machine::describe();
     let measure = async {
         match &flags.bench {
+            Bench::Burst(burst) => burst::run(burst).await,
             Bench::Cpu(cpu) => cpu::run(cpu).await,
             Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await,

@@ -1,7 +1,7 @@
 //! Scenario files decide; the arithmetic in them is computed by hand from the formulas they state.
 
 use super::*;
-use crate::{Load, PrefixMatch, SourceState, scorer_of_type};
+use crate::{InFlight, Load, PrefixMatch, SourceState, scorer_of_type};
 
 fn default_profile() -> Profile {
     profile(&[
@@ -110,7 +110,12 @@ fn check(file: &str) {
                     matched: PrefixMatch {
                         gpu_strides: strides,
                         any_strides: strides,
+                        speculative_strides: number(field("sent").unwrap_or("0")).unwrap(),
                         ..PrefixMatch::default()
+                    },
+                    in_flight: InFlight {
+                        requests: number(field("flight").unwrap_or("0")).unwrap(),
+                        tokens: number(field("tokens").unwrap_or("0")).unwrap(),
                     },
                 });
             }
@@ -122,6 +127,7 @@ fn check(file: &str) {
 #[test]
 fn scenarios() {
     check(include_str!("../../../../tests/scenarios/default-profile.txt"));
+    check(include_str!("../../../../tests/scenarios/in-flight.txt"));
     check(include_str!("../../../../tests/scenarios/ties.txt"));
     check(include_str!("../../../../tests/scenarios/unknown-readings.txt"));
 }

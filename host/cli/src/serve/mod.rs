@@ -8,6 +8,7 @@ mod apply;
 mod canonicality;
 mod details;
 mod gateway;
+mod in_flight;
 mod lag;
 mod page;
 mod scope;
@@ -26,6 +27,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{Config, FeedAddress};
 use gateway::GatewayFeed;
+use in_flight::{InFlight, POLL};
 use scope::Scope;
 
 /// What the daemon's tasks share.
@@ -53,17 +55,21 @@ const GRACE: Duration = Duration::from_secs(5);
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let wakers: Vec<Arc<Notify>> = config.gateways.iter().map(|_| Arc::default()).collect();
     let scopes = scope::load(&config, &wakers)?;
+    let in_flight = Arc::new(InFlight::new(&wakers));
+    // A lone gateway knows what it has in flight, and its heartbeats tell the status pages.
+    let poll = if in_flight.is_shared() { POLL } else { Duration::MAX };
     let (stop, stopped) = watch_channel::channel(false);
     let mut pushers = JoinSet::new();
     let mut gateways = Vec::new();
     for (number, (gateway, changed)) in config.gateways.iter().zip(&wakers).enumerate() {
-        let feed = GatewayFeed::new(number, &scopes);
+        let feed = GatewayFeed::new(number, &scopes, &in_flight);
         let lag = feed.lag();
         let pusher = Pusher::new(
             PusherConfig {
                 name: gateway.name.clone(),
                 target: target(&gateway.feed),
                 changed: Arc::clone(changed),
+                poll,
                 stop: stopped.clone(),
             },
             feed,
