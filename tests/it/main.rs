@@ -14,6 +14,7 @@ mod prompts;
 mod recovery;
 mod rendering;
 mod requests;
+mod reservations;
 mod scorers;
 mod sessions;
 mod startup;

@@ -12,4 +12,4 @@ mod stand;
 pub use backend::{BACKEND_HEADER, Backend};
 pub use client::{Answer, Client, get};
 pub use process::{Process, port, root, wait_until, wasm_epp};
-pub use stand::{Engine, EngineOptions, PodScores, Stand, StandOptions, envoy};
+pub use stand::{Engine, EngineOptions, PodScores, Stand, StandOptions, envoy, pod_scores};

@@ -357,22 +357,7 @@ impl Stand {
 
     /// The line that Envoy's log has for a request, waiting for it to be flushed.
     pub async fn pod_scores(&self, request_id: &str) -> Result<PodScores> {
-        let log = self.envoy_log();
-        let what = format!("Got pod scores of request {request_id} is in {}", log.display());
-        wait_until(&what, Duration::from_secs(15), async || {
-            let text = std::fs::read(&log).ok()?;
-            let text = String::from_utf8_lossy(&text);
-            let found = text.lines().rev().filter_map(|line| line.split_once("Got pod scores "));
-            let mut records = found.filter_map(|(_, json)| {
-                // The value ends where the line does, or before what Envoy appends to it.
-                let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
-                values.next()?.ok()
-            });
-            records
-                .find(|record| record["request_id"] == request_id)
-                .map(|record| PodScores { record })
-        })
-        .await
+        pod_scores(&self.envoy_log(), request_id).await
     }
 
     /// A counter of Envoy's by its full name; 0 when it does not exist yet.
@@ -386,6 +371,23 @@ impl Stand {
     pub fn keep_folder(&mut self) {
         self.folder.disable_cleanup(true);
     }
+}
+
+/// The line that an Envoy's log has for a request, waiting for it to be flushed.
+pub async fn pod_scores(log: &Path, request_id: &str) -> Result<PodScores> {
+    let what = format!("Got pod scores of request {request_id} is in {}", log.display());
+    wait_until(&what, Duration::from_secs(15), async || {
+        let text = std::fs::read(log).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let found = text.lines().rev().filter_map(|line| line.split_once("Got pod scores "));
+        let mut records = found.filter_map(|(_, json)| {
+            // The value ends where the line does, or before what Envoy appends to it.
+            let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+            values.next()?.ok()
+        });
+        records.find(|record| record["request_id"] == request_id).map(|record| PodScores { record })
+    })
+    .await
 }
 
 /// Starts one engine; `http` port 0 takes a free one.

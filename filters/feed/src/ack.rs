@@ -1,7 +1,8 @@
 //! The feeder's answer: the only channel from gateway to daemon.
 
+use crate::matrix::{read_cells, write_cells};
 use crate::wire::{Reader, Writer};
-use crate::{Head, WireError, WorkerRow};
+use crate::{Cell, Head, WireError, WorkerRow};
 
 /// What became of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +59,8 @@ pub struct Ack {
     pub rows: Vec<WorkerRow>,
     /// Why a batch was refused; empty otherwise.
     pub reason: String,
+    /// What the gateway has in flight: the sums of its live router VMs.
+    pub in_flight: Vec<Cell>,
 }
 
 impl Ack {
@@ -74,6 +77,7 @@ impl Ack {
             row.write(&mut writer);
         }
         writer.text(&self.reason);
+        write_cells(&mut writer, &self.in_flight);
         writer.0
     }
 
@@ -103,8 +107,9 @@ impl Ack {
             rows.push(WorkerRow::read(&mut reader)?);
         }
         let reason = reader.text("reason")?.to_owned();
+        let in_flight = read_cells(&mut reader)?;
         reader.finish()?;
-        Ok(Self { status, head, now_ns, counters, rows, reason })
+        Ok(Self { status, head, now_ns, counters, rows, reason, in_flight })
     }
 }
 
@@ -129,6 +134,7 @@ mod tests {
                 fell_back: 6,
             }],
             reason: "why".into(),
+            in_flight: vec![Cell { requests: 7, tokens: 8, ..Cell::default() }],
         };
         assert_eq!(Ack::decode(&ack.encode()), Ok(ack.clone()));
         let row = ack.rows[0];

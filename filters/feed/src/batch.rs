@@ -76,8 +76,11 @@ impl<'a> Batch<'a> {
             if check.u64()? != header.epoch {
                 return Err(WireError::Range("value epoch"));
             }
-            if let Key::Directory(odd) | Key::Table(odd, _) | Key::Load(odd, _) | Key::Model(odd, _) =
-                key
+            if let Key::Directory(odd)
+            | Key::OtherGateways(odd)
+            | Key::Table(odd, _)
+            | Key::Load(odd, _)
+            | Key::Model(odd, _) = key
                 && odd != Key::parity(header.epoch)
             {
                 return Err(WireError::Range("parity"));

@@ -1,8 +1,9 @@
 //! The stream property that intake publishes and scorers and picker read.
 
-use routing::{Candidate, PrefixMatch, RequestFeatures};
+use routing::{Candidate, InFlight, PrefixMatch, RequestFeatures};
 
 use crate::WireError;
+use crate::matrix::{read_keys, write_keys};
 use crate::values::{read_load, write_load};
 use crate::wire::{Reader, Writer};
 
@@ -37,7 +38,8 @@ impl Features {
         let mut best: Vec<&Candidate> = self.candidates.iter().collect();
         best.sort_by_key(|c| {
             let waiting = c.load.waiting.unwrap_or(0);
-            (!c.load.is_ready, std::cmp::Reverse(c.matched.any_strides), waiting)
+            let held = c.matched.any_strides.max(c.matched.speculative_strides);
+            (!c.load.is_ready, std::cmp::Reverse(held), waiting, c.in_flight.requests)
         });
         let per_candidate = whole.len().div_ceil(self.candidates.len().max(1));
         let mut keep = MAX_FEATURES_BYTES / per_candidate.max(1);
@@ -57,13 +59,15 @@ impl Features {
         writer.text(&request.model).text(request.adapter.as_deref().unwrap_or_default());
         writer.u32(request.prompt_bytes).u32(request.strides).u32(request.prompt_tokens);
         writer.text(request.unmatched_reason.as_deref().unwrap_or_default());
+        write_keys(&mut writer, &request.trail);
         writer.u16(candidates.len() as u16);
         for candidate in candidates {
             writer.u16(candidate.slot).text(&candidate.address);
             write_load(&mut writer, &candidate.load, candidate.source, candidate.block_size_tokens);
             let m = &candidate.matched;
             writer.u32(m.gpu_strides).u32(m.gpu_tokens).u32(m.any_strides).u32(m.any_tokens);
-            writer.u32(m.gpu_blocks);
+            writer.u32(m.gpu_blocks).u32(m.speculative_strides);
+            writer.u32(candidate.in_flight.requests).u64(candidate.in_flight.tokens);
         }
         writer.0
     }
@@ -81,6 +85,7 @@ impl Features {
         let (prompt_bytes, strides, prompt_tokens) = (reader.u32()?, reader.u32()?, reader.u32()?);
         let reason = reader.text("unmatched reason")?;
         let unmatched_reason = (!reason.is_empty()).then(|| reason.to_owned());
+        let trail = read_keys(&mut reader)?;
         let request = RequestFeatures {
             model,
             adapter,
@@ -88,6 +93,7 @@ impl Features {
             strides,
             prompt_tokens,
             unmatched_reason,
+            trail,
         };
         let mut candidates = Vec::new();
         for _ in 0..reader.u16()? {
@@ -100,7 +106,9 @@ impl Features {
                 any_strides: reader.u32()?,
                 any_tokens: reader.u32()?,
                 gpu_blocks: reader.u32()?,
+                speculative_strides: reader.u32()?,
             };
+            let in_flight = InFlight { requests: reader.u32()?, tokens: reader.u64()? };
             candidates.push(Candidate {
                 slot,
                 address,
@@ -108,6 +116,7 @@ impl Features {
                 source,
                 block_size_tokens,
                 matched,
+                in_flight,
                 // The picker's to know: it is no feature of the request.
                 ..Candidate::default()
             });
@@ -130,8 +139,10 @@ mod tests {
             load: Load { is_ready: true, waiting: Some(u32::from(slot) % 7), ..Load::default() },
             matched: PrefixMatch {
                 any_strides: u32::from(slot == 900) * 9,
+                speculative_strides: 4,
                 ..PrefixMatch::default()
             },
+            in_flight: InFlight { requests: 2, tokens: u64::MAX },
             ..Candidate::default()
         };
         Features {
@@ -142,6 +153,7 @@ mod tests {
                 adapter: Some("sql".into()),
                 strides: 9,
                 unmatched_reason: Some("r".into()),
+                trail: vec![1, 2, 3],
                 ..RequestFeatures::default()
             },
             candidates: (0..count).map(candidate).collect(),

@@ -17,6 +17,12 @@ pub enum Key {
     Head,
     /// [`crate::WorkerRow`] of one worker VM; written by the router.
     Row(u8),
+    /// [`crate::MatrixRow`] of one worker VM, by the slot of its row; written by the router.
+    Matrix(u8),
+    /// [`crate::join_trails`] of one worker VM, by the slot of its row; written by the router.
+    Trails(u8),
+    /// [`crate::OtherGateways`].
+    OtherGateways(bool),
     /// [`crate::Picks`] of a scope; written by the router.
     Picks(u16),
     /// [`crate::Accuracy`] of a scope; written by the meter.
@@ -71,6 +77,9 @@ impl Key {
         match self {
             Self::Head => put(HEAD),
             Self::Row(slot) => put(&[b'R', slot]),
+            Self::Matrix(slot) => put(&[b'I', slot]),
+            Self::Trails(slot) => put(&[b'W', slot]),
+            Self::OtherGateways(odd) => put(&[b'O', u8::from(odd)]),
             Self::Picks(scope) => {
                 put(b"P");
                 put(&scope.to_le_bytes());
@@ -92,8 +101,7 @@ impl Key {
         KeyBytes { bytes, len }
     }
 
-    /// Reads a key that a batch may write; `feed/head`, rows, picks and accuracies
-    /// are not among them.
+    /// Reads a key that a batch may write; `feed/head` and what the router writes are not among them.
     pub fn parse_writable(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         let kind = reader.u8()?;
@@ -104,6 +112,7 @@ impl Key {
         };
         let key = match kind {
             b'D' => Self::Directory(odd()?),
+            b'O' => Self::OtherGateways(odd()?),
             b'T' => Self::Table(odd()?, reader.u16()?),
             b'L' => Self::Load(odd()?, reader.u16()?),
             b'M' => Self::Model(odd()?, reader.u16()?),
@@ -119,6 +128,9 @@ impl Key {
         match self {
             Self::Head => b'H',
             Self::Row(_) => b'R',
+            Self::Matrix(_) => b'I',
+            Self::Trails(_) => b'W',
+            Self::OtherGateways(_) => b'O',
             Self::Picks(_) => b'P',
             Self::Accuracy(_) => b'C',
             Self::Directory(_) => b'D',
@@ -153,19 +165,29 @@ mod tests {
         check(Key::Picks(2), b"P\x02\x00");
         check(Key::Row(3), b"R\x03");
         check(Key::Accuracy(0x0102), b"C\x02\x01");
+        check(Key::Matrix(3), b"I\x03");
+        check(Key::Trails(3), b"W\x03");
+        check(Key::OtherGateways(true), b"O\x01");
     }
 
     proptest! {
         #[test]
         fn writable_keys_round_trip(odd: bool, scope: u16, bucket: u32) {
-            for key in [Key::Directory(odd), Key::Table(odd, scope), Key::Load(odd, scope), Key::Model(odd, scope), Key::Bucket(scope, bucket)] {
+            for key in [Key::Directory(odd), Key::OtherGateways(odd), Key::Table(odd, scope), Key::Load(odd, scope), Key::Model(odd, scope), Key::Bucket(scope, bucket)] {
                 prop_assert_eq!(Key::parse_writable(key.encode().as_ref()), Ok(key));
             }
         }
 
         #[test]
         fn a_batch_cannot_write_what_the_filters_own(scope: u16, slot: u8) {
-            for key in [Key::Head, Key::Row(slot), Key::Picks(scope), Key::Accuracy(scope)] {
+            for key in [
+                Key::Head,
+                Key::Row(slot),
+                Key::Matrix(slot),
+                Key::Trails(slot),
+                Key::Picks(scope),
+                Key::Accuracy(scope),
+            ] {
                 prop_assert!(Key::parse_writable(key.encode().as_ref()).is_err());
             }
         }

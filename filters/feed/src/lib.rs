@@ -16,6 +16,7 @@ mod directory;
 mod features;
 mod head;
 mod key;
+mod matrix;
 mod prediction;
 mod row;
 mod scores;
@@ -32,6 +33,10 @@ pub use directory::{Directory, DirectoryEntry, MAX_ADAPTERS};
 pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
 pub use head::{Head, Transition};
 pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
+pub use matrix::{
+    Cell, EndpointHash, FoundTrail, MAX_CELLS, MAX_TRAIL, MAX_TRAILS, MatrixRow, OtherGateways,
+    Trail, add_cells, find_cell, find_trails, join_trails, trail_depths,
+};
 pub use prediction::{PREDICTION_PROPERTY, Predicted, Prediction};
 pub use row::{MAX_ROWS, WorkerRow};
 pub use scores::{MAX_SCORES_BYTES, SCORE_PROPERTY_PREFIX, Scores};

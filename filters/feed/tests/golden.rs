@@ -3,12 +3,13 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry,
-    BucketWriter, Counters, Directory, DirectoryEntry, EndpointEntry, Features, Head, Key,
-    LoadRecord, LoadTable, ModelValue, Picks, Predicted, Prediction, Scores, SlotAccuracy, Table,
-    WorkerRow, find_stride,
+    BucketWriter, Cell, Counters, Directory, DirectoryEntry, EndpointEntry, EndpointHash, Features,
+    FoundTrail, Head, Key, LoadRecord, LoadTable, MatrixRow, ModelValue, OtherGateways, Picks,
+    Predicted, Prediction, Scores, SlotAccuracy, Table, Trail, WorkerRow, find_stride, find_trails,
+    join_trails,
 };
 use prefix::{Holder, Listed as _, Seed, Stride};
-use routing::{Candidate, Load, PrefixMatch, RequestFeatures, SourceState};
+use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, SourceState};
 
 const EPOCH: u64 = 0x0102_0304_0506_0708;
 
@@ -54,6 +55,42 @@ fn row() -> WorkerRow {
 
 fn load() -> Load {
     Load { is_ready: true, waiting: Some(5), running: Some(6), kv_usage_ratio: Some(0.25) }
+}
+
+fn cells() -> Vec<Cell> {
+    let cell = |address: &str, requests, tokens| Cell {
+        endpoint: EndpointHash::of(address),
+        requests,
+        tokens,
+    };
+    let mut cells = vec![cell("10.0.0.1:8000", 3, 4096), cell("[fd00::1]:8000", 1, 1 << 33)];
+    cells.sort_unstable_by_key(|cell| cell.endpoint);
+    cells
+}
+
+#[test]
+fn the_load_matrix() {
+    let row = MatrixRow { vm: 11, beat_ns: 14, cells: cells() };
+    check("matrix", &row, MatrixRow::encode, MatrixRow::decode);
+    let others = OtherGateways { epoch: EPOCH, cells: cells() };
+    check("others", &others, OtherGateways::encode, OtherGateways::decode);
+    let trail = |address: &str, read_ns, published_ns, keys: &[u32]| Trail {
+        endpoint: EndpointHash::of(address),
+        read_ns,
+        published_ns,
+        keys: keys.to_vec(),
+    };
+    let trails = [
+        trail("10.0.0.1:8000", 20, 21, &[0xDEAD_BEEF, 1, 2]),
+        trail("[fd00::1]:8000", 22, 23, &[]),
+    ]
+    .map(|trail| trail.encode());
+    let bytes = golden("trails");
+    assert_eq!(join_trails(trails.iter().map(Vec::as_slice)), bytes);
+    let mut found = Vec::new();
+    find_trails(&bytes, &[0xDEAD_BEEF, 1, 3], |trail| found.push(trail)).unwrap();
+    let endpoint = EndpointHash::of("10.0.0.1:8000");
+    assert_eq!(found, [FoundTrail { endpoint, read_ns: 20, published_ns: 21, common: 2 }]);
 }
 
 #[test]
@@ -192,6 +229,7 @@ fn what_scorers_read() {
             strides: 15,
             prompt_tokens: 250,
             unmatched_reason: None,
+            trail: vec![0xDEAD_BEEF, 7],
         },
         candidates: vec![Candidate {
             slot: 3,
@@ -205,7 +243,9 @@ fn what_scorers_read() {
                 any_strides: 6,
                 any_tokens: 96,
                 gpu_blocks: 4,
+                speculative_strides: 8,
             },
+            in_flight: InFlight { requests: 3, tokens: 4096 },
             ..Candidate::default()
         }],
         is_cut: false,
@@ -225,6 +265,7 @@ fn a_batch_and_its_ack() {
     let odd = Key::parity(EPOCH);
     let entries = [
         (Key::Directory(odd), golden("directory")),
+        (Key::OtherGateways(odd), golden("others")),
         (Key::Table(odd, 2), golden("table")),
         (Key::Load(odd, 2), golden("loads")),
         (Key::Model(odd, 2), golden("model")),
@@ -246,6 +287,7 @@ fn a_batch_and_its_ack() {
         counters: Counters { applied: 1, entries: 2, conflicts: 3, refused: 4, failed: 5 },
         rows: vec![row()],
         reason: "why".into(),
+        in_flight: cells(),
     };
     check("ack", &ack, Ack::encode, Ack::decode);
 }

@@ -1,8 +1,8 @@
 //! One POST: check it whole, claim the head, set the values, stamp the head, answer.
 
 use feed::{
-    Accuracy, AccuracyReport, Ack, AckStatus, Batch, Counters, Directory, Head, Key, MAX_ROWS,
-    Transition, WorkerRow,
+    Accuracy, AccuracyReport, Ack, AckStatus, Batch, Cell, Counters, Directory, Head, Key,
+    MAX_ROWS, MatrixRow, Transition, WorkerRow, add_cells,
 };
 use hostcalls::{CounterSet, Expect, Host, Level, Status};
 
@@ -45,13 +45,15 @@ impl Feeder {
         if !reason.is_empty() {
             host.log(Level::Warn, &format!("feed batch not applied: {reason}"));
         }
+        let now_ns = host.monotonic_ns();
         Ack {
             status,
             head,
-            now_ns: host.monotonic_ns(),
+            now_ns,
             counters: self.counters,
             rows: rows(host),
             reason,
+            in_flight: in_flight(host, now_ns),
         }
     }
 
@@ -187,10 +189,28 @@ pub fn accuracy(host: &impl Host) -> AccuracyReport {
     report
 }
 
+/// A VM whose row has not moved for this long is dead, and what it had in flight is over or will
+/// never be told.
+const DEAD_NS: u64 = 3_000_000_000;
+
+/// Sums over the VMs that live. A sum of more endpoints than fit the answer keeps the first.
+fn in_flight(host: &impl Host, now_ns: u64) -> Vec<Cell> {
+    let mut sums = Vec::new();
+    for slot in 0..MAX_ROWS {
+        let Ok(Some((value, _))) = host.shared(Key::Matrix(slot).encode().as_ref()) else { break };
+        if let Ok(row) = MatrixRow::decode(&value)
+            && now_ns.saturating_sub(row.beat_ns) < DEAD_NS
+        {
+            add_cells(&mut sums, &row.cells);
+        }
+    }
+    sums
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use feed::{BatchBuilder, BatchHeader, DirectoryEntry, LoadTable, SlotAccuracy};
+    use feed::{BatchBuilder, BatchHeader, DirectoryEntry, EndpointHash, LoadTable, SlotAccuracy};
     use hostcalls::memory::MemoryHost;
 
     fn host() -> MemoryHost {
@@ -279,6 +299,30 @@ mod tests {
         let ack = post(&mut feeder, &host, (0, 6, 1), false);
         assert_eq!(ack.status, AckStatus::Failed);
         assert!(ack.reason.contains("InternalFailure"));
+    }
+
+    #[test]
+    fn what_live_vms_have_in_flight_is_summed() {
+        let (mut feeder, host) = (Feeder::default(), host());
+        host.now_ns.set(10_000_000_000);
+        let cell = |endpoint, requests| Cell {
+            endpoint: EndpointHash(endpoint),
+            requests,
+            tokens: 10 * u64::from(requests),
+        };
+        let rows = [
+            (0, 9_000_000_000, vec![cell(1, 2), cell(5, 1)]),
+            (1, 7_000_000_000, vec![cell(1, 100)]),
+            (2, 7_000_000_001, vec![cell(1, 3), cell(4, 4)]),
+            (4, 9_000_000_000, vec![cell(1, 100)]),
+        ];
+        for (slot, beat_ns, cells) in rows {
+            let row = MatrixRow { vm: 1, beat_ns, cells };
+            let key = Key::Matrix(slot).encode();
+            host.set_shared(key.as_ref(), &row.encode(), Expect::Anything).unwrap();
+        }
+        let ack = post(&mut feeder, &host, (0, 6, 1), false);
+        assert_eq!(ack.in_flight, [cell(1, 5), cell(4, 4), cell(5, 1)]);
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub trait Host {
     fn histogram(&self, name: &str) -> Result<u32, Status>;
     /// Adds a value to a histogram.
     fn record(&self, histogram: u32, value: u64) -> Result<(), Status>;
+    /// Calls the root context's tick every so many milliseconds.
+    fn set_tick_period_ms(&self, period_ms: u32) -> Result<(), Status>;
     /// The plugin's configuration.
     fn configuration(&self) -> Result<Vec<u8>, Status>;
 }

@@ -37,11 +37,15 @@ pub struct MemoryHost {
     pub counters: RefCell<BTreeMap<String, u64>>,
     /// Values of histograms by name.
     pub histograms: RefCell<BTreeMap<String, Vec<u64>>>,
+    /// Period of the root context's tick; 0 is none.
+    pub tick_period_ms: Cell<u32>,
     /// Plugin configuration.
     pub plugin_configuration: RefCell<Vec<u8>>,
     /// Host calls that fail: by name of the method.
     pub refused: RefCell<Vec<&'static str>>,
     next_cas: Cell<u32>,
+    /// Names of counters by their numbers.
+    counter_names: RefCell<Vec<String>>,
 }
 
 impl MemoryHost {
@@ -149,13 +153,19 @@ impl Host for MemoryHost {
     }
     fn counter(&self, name: &str) -> Result<u32, Status> {
         self.allow("counter")?;
-        let mut counters = self.counters.borrow_mut();
-        counters.entry(name.to_owned()).or_insert(0);
-        Ok(counters.keys().position(|key| key == name).map_or(0, |at| at as u32))
+        self.counters.borrow_mut().entry(name.to_owned()).or_insert(0);
+        let mut names = self.counter_names.borrow_mut();
+        let at = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            names.push(name.to_owned());
+            names.len() - 1
+        });
+        Ok(at as u32)
     }
     fn count(&self, counter: u32, by: u64) -> Result<(), Status> {
         self.allow("count")?;
-        match self.counters.borrow_mut().values_mut().nth(counter as usize) {
+        let names = self.counter_names.borrow();
+        let name = names.get(counter as usize).ok_or(Status::BadArgument)?;
+        match self.counters.borrow_mut().get_mut(name) {
             Some(value) => {
                 *value += by;
                 Ok(())
@@ -179,8 +189,28 @@ impl Host for MemoryHost {
             None => Err(Status::BadArgument),
         }
     }
+    fn set_tick_period_ms(&self, period_ms: u32) -> Result<(), Status> {
+        self.allow("set_tick_period_ms")?;
+        self.tick_period_ms.set(period_ms);
+        Ok(())
+    }
     fn configuration(&self) -> Result<Vec<u8>, Status> {
         self.allow("configuration")?;
         Ok(self.plugin_configuration.borrow().clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_keeps_its_number_when_others_are_defined() {
+        let host = MemoryHost::default();
+        let number = host.counter("b").unwrap();
+        host.counter("a").unwrap();
+        host.count(number, 2).unwrap();
+        assert_eq!((host.counters.borrow()["a"], host.counters.borrow()["b"]), (0, 2));
+        assert_eq!(host.count(9, 1), Err(Status::BadArgument));
     }
 }

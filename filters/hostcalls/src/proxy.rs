@@ -90,6 +90,7 @@ unsafe extern "C" {
     fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
     fn proxy_record_metric(id: u32, value: u64) -> u32;
+    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
 }
 
 #[link(wasm_import_module = "wasi_snapshot_preview1")]
@@ -264,6 +265,11 @@ impl Host for ProxyHost {
     fn record(&self, histogram: u32, value: u64) -> Result<(), Status> {
         // SAFETY: plain numbers.
         check(unsafe { proxy_record_metric(histogram, value) })
+    }
+
+    fn set_tick_period_ms(&self, period_ms: u32) -> Result<(), Status> {
+        // SAFETY: a plain number.
+        check(unsafe { proxy_set_tick_period_milliseconds(period_ms) })
     }
 
     fn configuration(&self) -> Result<Vec<u8>, Status> {

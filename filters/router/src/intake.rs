@@ -1,14 +1,16 @@
 //! `intake`: from a request's body to its features and candidates.
 
-use feed::{FEATURES_PROPERTY, Features, LoadRecord};
+use feed::{Cell, EndpointHash, FEATURES_PROPERTY, Features, LoadRecord, find_cell};
 use hostcalls::Host;
 use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, StrideKey, match_prefix};
 use prompt::{Api, Request};
-use routing::{Candidate, Load, PrefixMatch, RequestFeatures};
+use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures};
 
 use crate::config::IntakeConfig;
 use crate::report::Report;
+use crate::speculation::trail_of;
 use crate::state::{Model, Resolved, StateError, View};
+use crate::vm::Vm;
 
 /// Lookups of one request at most; 10 to 14 are usual for one depth.
 const MAX_LOOKUPS: u32 = 64;
@@ -92,13 +94,19 @@ impl Intake {
     }
 
     /// Publishes the request's features, or counts why there are none.
-    pub fn decide(&mut self, host: &impl Host, report: &mut Report, api: Api, now_ns: u64) {
-        if let Err(reason) = self.publish(host, api, now_ns) {
-            report.fell_back(host, reason);
+    pub fn decide(&mut self, host: &impl Host, vm: &mut Vm, api: Api, now_ns: u64) {
+        if let Err(reason) = self.publish(host, vm, api, now_ns) {
+            vm.report.fell_back(host, reason);
         }
     }
 
-    fn publish(&mut self, host: &impl Host, api: Api, now_ns: u64) -> Result<(), &'static str> {
+    fn publish(
+        &mut self,
+        host: &impl Host,
+        vm: &Vm,
+        api: Api,
+        now_ns: u64,
+    ) -> Result<(), &'static str> {
         let max_age_ns = self.config.max_state_age_ms.saturating_mul(1_000_000);
         self.view.refresh(host, now_ns, max_age_ns).map_err(StateError::reason)?;
         let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable")?;
@@ -109,10 +117,18 @@ impl Intake {
         let loads = self.view.loads(host, named.scope).map_err(StateError::reason)?;
 
         let (matched, depths) = match_request(host, &model, &named, &request);
+        // In flight before trails: what is seen of another VM's decision then includes its trail.
+        let own = vm.row.identity().map(|(_, slot)| slot);
+        let fed = (self.view.epoch(), self.view.fed_ns());
+        let in_flight = vm.reservations.in_flight(host, own, now_ns, fed);
+        let mut candidates = candidates(&model, &loads, &depths, &matched, &in_flight);
+        if candidates.iter().any(|candidate| candidate.matched.gpu_strides < matched.strides) {
+            vm.speculation.consult(host, own, &matched.trail, &mut candidates, now_ns);
+        }
         let features = Features {
             scope: named.scope,
             epoch: self.view.epoch(),
-            candidates: candidates(&model, &loads, &depths, &matched),
+            candidates,
             request: matched,
             is_cut: false,
         };
@@ -190,6 +206,7 @@ fn match_request(
         features.unmatched_reason = Some("request_skips_cache".to_owned());
         Vec::new()
     } else {
+        features.trail = trail_of(&keys);
         match_prefix(&keys, MAX_LOOKUPS, |key| model.stride(host, subject.scope, key))
     };
     let deepest = depths.iter().map(|(_, depths)| depths.any).max().unwrap_or_default();
@@ -205,6 +222,7 @@ fn candidates(
     loads: &[LoadRecord],
     depths: &[(u16, Depths)],
     request: &RequestFeatures,
+    in_flight: &[Cell],
 ) -> Vec<Candidate> {
     // The match reaches the prompt's end only if no byte is left behind the last full stride.
     let is_whole = |strides: u32| {
@@ -231,6 +249,7 @@ fn candidates(
             }
             _ => full,
         };
+        let sent = find_cell(in_flight, EndpointHash::of(address));
         // Engines recompute the last token of a prompt they hold whole (vLLM caps a hit at n - 1).
         let usable = gpu.1.saturating_sub(u32::from(gpu.0 > 0 && is_whole(gpu.0)));
         Candidate {
@@ -245,7 +264,9 @@ fn candidates(
                 any_strides: any.0,
                 any_tokens: any.1,
                 gpu_blocks: usable.checked_div(record.block_size_tokens).unwrap_or(0),
+                speculative_strides: 0,
             },
+            in_flight: InFlight { requests: sent.requests, tokens: sent.tokens },
             ..Candidate::default()
         }
     };

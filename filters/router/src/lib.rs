@@ -14,8 +14,11 @@ mod intake;
 mod modules;
 mod picker;
 mod report;
+mod reservations;
 mod rows;
+mod speculation;
 mod state;
+mod vm;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
 
@@ -23,8 +26,11 @@ pub use config::{ConfigError, IntakeConfig, PickerConfig};
 pub use intake::{BodyStep, HeadersStep, Intake};
 pub use picker::Picker;
 pub use report::Report;
+pub use reservations::{Published, Reservation, Reservations};
 pub use rows::Row;
+pub use speculation::{Speculation, trail_of};
 pub use state::{StateError, View};
+pub use vm::Vm;
 
 /// Header that the proxy's `override_host` policy reads: `ip:port`, comma-separated, best first.
 pub const DESTINATION_HEADER: &str = "x-gateway-destination-endpoint";

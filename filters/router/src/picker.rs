@@ -1,16 +1,21 @@
 //! `picker`: from candidates to destinations.
 
 use feed::{
-    Accuracy, FEATURES_PROPERTY, Features, Key, PREDICTION_PROPERTY, Picks, Predicted, Prediction,
+    Accuracy, EndpointHash, FEATURES_PROPERTY, Features, Key, PREDICTION_PROPERTY, Picks,
+    Predicted, Prediction,
 };
 use hostcalls::{Expect, Host, Status};
-use routing::{Candidate, Decision, GivenScores, PickHistory, Reliability, SourceState};
+use routing::{
+    Candidate, Decision, GivenScores, PickHistory, Reliability, RequestFeatures, SourceState,
+};
 use serde_json::{Map, Value, json};
 
 use crate::DESTINATION_HEADER;
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
-use crate::report::{Report, log_scores};
+use crate::report::log_scores;
+use crate::reservations::Reservation;
+use crate::vm::Vm;
 
 /// Tries to record a pick against other workers; losing all of them costs one stale rank.
 const PICK_TRIES: u32 = 4;
@@ -32,28 +37,61 @@ impl Picker {
     }
 
     /// Sets the destinations if intake published candidates. `seed` breaks what ties are left.
-    /// True when the request had features, so that this VM's row has something new to say.
-    pub fn pick(&self, host: &impl Host, report: &mut Report, seed: u64) -> bool {
+    /// Returns what is to be released when the request ends.
+    pub fn pick(
+        &self,
+        host: &impl Host,
+        vm: &mut Vm,
+        seed: u64,
+        now_ns: u64,
+    ) -> Option<Reservation> {
         let published = host.property(&[FEATURES_PROPERTY]).ok().flatten();
-        let Some(bytes) = published.filter(|bytes| !bytes.is_empty()) else { return false };
+        let bytes = published.filter(|bytes| !bytes.is_empty())?;
         // Emptied so that neither an internal redirect nor a later filter takes it for its own.
         if host.set_property(FEATURES_PROPERTY, &[]).is_err() {
-            report.mishap(host, "features_not_emptied");
+            vm.report.mishap(host, "features_not_emptied");
         }
-        let Ok(mut features) = Features::decode(&bytes) else {
-            report.fell_back(host, "features_malformed");
-            return true;
+        // Before the decision, whose trail needs a place.
+        vm.claim(host, self.config.hash, now_ns);
+        let reservation = self.decide(host, vm, &bytes, seed, now_ns);
+        // Also without a reservation: the row has something new to say.
+        vm.publish(host, self.config.hash, now_ns);
+        reservation
+    }
+
+    fn decide(
+        &self,
+        host: &impl Host,
+        vm: &mut Vm,
+        bytes: &[u8],
+        seed: u64,
+        now_ns: u64,
+    ) -> Option<Reservation> {
+        let Ok(mut features) = Features::decode(bytes) else {
+            vm.report.fell_back(host, "features_malformed");
+            return None;
         };
         if self.config.has_meter {
             weigh(host, &mut features);
         }
         let (picks, cas) = read_picks(host, features.scope, features.epoch);
+        let is_cold = !features.candidates.iter().any(|candidate| candidate.matched.is_hit());
+        if is_cold {
+            // Another VM may have sent this very prefix somewhere since intake looked. It tells that
+            // before it counts the pick, and here it is read after the picks: whoever sees that
+            // pick follows it, and whoever does not picks as it did.
+            let own = vm.row.identity().map(|(_, slot)| slot);
+            let Features { request, candidates, .. } = &mut features;
+            vm.speculation.consult(host, own, &request.trail, candidates, now_ns);
+        }
+        // Equal prefixes break ties equally, also in two VMs at once.
+        let seed = features.request.trail.first().map_or(seed, |key| u64::from(*key));
         let of = |candidate: &Candidate| picks.of(candidate.slot);
         let history = PickHistory {
             any: features.candidates.iter().map(|candidate| of(candidate).0).collect(),
             cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
         };
-        let said = modules::ask(&self.config.modules, host, report, &features);
+        let said = modules::ask(&self.config.modules, host, &mut vm.report, &features);
         let run = |given: &[GivenScores]| {
             let Features { request, candidates, .. } = &features;
             self.config.profile.run(request, candidates, &history, given, seed)
@@ -64,47 +102,83 @@ impl Picker {
                     let with_it = run(&[&said.counted[..], std::slice::from_ref(given)].concat());
                     let first = with_it.as_ref().ok().and_then(|other| other.targets.first());
                     if first != decision.targets.first() {
-                        report.shadow_differs(host, name);
+                        vm.report.shadow_differs(host, name);
                     }
                 }
-                self.apply(host, report, &features, &said, &decision, (picks, cas));
+                self.apply(host, vm, &features, &said, &decision, (picks, cas), now_ns)
             }
-            Err(none) => report.fell_back(host, none.reason()),
+            Err(none) => {
+                vm.report.fell_back(host, none.reason());
+                None
+            }
         }
-        true
+    }
+
+    /// A response has begun: the request is where it came from.
+    pub fn answered(&self, host: &impl Host, vm: &mut Vm, reservation: &mut Reservation) {
+        let address = host.property(&["upstream", "address"]).ok().flatten();
+        let address = address.and_then(|bytes| String::from_utf8(bytes).ok());
+        let Some(address) = address.filter(|address| !address.is_empty()) else { return };
+        if vm.reservations.move_to(reservation, EndpointHash::of(&address)) {
+            vm.report.moved(host);
+            vm.publish(host, self.config.hash, host.monotonic_ns());
+        }
+    }
+
+    /// The request has ended, however it did.
+    pub fn ended(&self, host: &impl Host, vm: &mut Vm, reservation: Reservation) {
+        vm.reservations.release(reservation);
+        vm.publish(host, self.config.hash, host.monotonic_ns());
     }
 
     fn apply(
         &self,
         host: &impl Host,
-        report: &mut Report,
+        vm: &mut Vm,
         features: &Features,
         said: &Said<'_>,
         decision: &Decision,
         picks: (Picks, Expect),
-    ) {
+        now_ns: u64,
+    ) -> Option<Reservation> {
         let targets: Vec<&Candidate> =
             decision.targets.iter().filter_map(|i| features.candidates.get(*i)).collect();
-        let Some(first) = targets.first() else { return report.fell_back(host, "no_target") };
+        let Some(first) = targets.first() else {
+            vm.report.fell_back(host, "no_target");
+            return None;
+        };
         let list: Vec<&str> = targets.iter().map(|target| target.address.as_str()).collect();
         if host.set_request_header(DESTINATION_HEADER, Some(&list.join(","))).is_err() {
-            return report.fell_back(host, "header_refused");
+            vm.report.fell_back(host, "header_refused");
+            return None;
         }
+        if let Some((_, slot)) = vm.row.identity() {
+            let endpoint = EndpointHash::of(&first.address);
+            let (keys, held) = (&features.request.trail, first.matched.gpu_strides);
+            if !vm.speculation.record(host, slot, keys, endpoint, held, now_ns) {
+                vm.report.mishap(host, "trail_not_recorded");
+            }
+        }
+        let uncached = |target: &&Candidate| {
+            (EndpointHash::of(&target.address), uncached_tokens(&features.request, target))
+        };
+        let reservation = vm.reservations.reserve(targets.iter().map(uncached).collect());
         if !record(host, features.scope, first.slot, decision.was_cold, picks) {
-            report.mishap(host, "pick_not_recorded");
+            vm.report.mishap(host, "pick_not_recorded");
         }
         if self.config.has_meter {
             let prediction = prediction(features, &targets).encode();
             if host.set_property(PREDICTION_PROPERTY, &prediction).is_err() {
-                report.mishap(host, "prediction_refused");
+                vm.report.mishap(host, "prediction_refused");
             }
         }
         let is_lowered = |c: &Candidate| is_lowered(c) && c.matched.gpu_strides > 0;
         if features.candidates.iter().any(is_lowered) {
-            report.lowered(host);
+            vm.report.lowered(host);
         }
-        report.picked(host, features.request.unmatched_reason.as_deref());
+        vm.report.picked(host, features.request.unmatched_reason.as_deref());
         log_scores(host, || explanation(features, said, decision, &list));
+        reservation
     }
 }
 
@@ -173,15 +247,24 @@ fn record(
     false
 }
 
+/// Prompt tokens that the endpoint will have to compute, by estimate.
+fn uncached_tokens(request: &RequestFeatures, target: &Candidate) -> u64 {
+    let (all, matched) = (u64::from(request.prompt_tokens), &target.matched);
+    let sent = all * u64::from(matched.speculative_strides) / u64::from(request.strides.max(1));
+    all.saturating_sub(sent.max(u64::from(matched.gpu_tokens)))
+}
+
+/// Candidates' numbers by address, but for zeros.
+fn by_address(features: &Features, of: impl Fn(&Candidate) -> u32) -> Map<String, Value> {
+    let numbers = features.candidates.iter().map(|candidate| (candidate, of(candidate)));
+    let nonzero = numbers.filter(|(_, number)| *number > 0);
+    nonzero.map(|(candidate, number)| (candidate.address.clone(), json!(number))).collect()
+}
+
 /// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each scorer
 /// module said or why it is absent, totals, choice.
 fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: &[&str]) -> Value {
-    let held: Map<String, Value> = features
-        .candidates
-        .iter()
-        .filter(|candidate| candidate.matched.gpu_blocks > 0)
-        .map(|candidate| (candidate.address.clone(), json!(candidate.matched.gpu_blocks)))
-        .collect();
+    let held = by_address(features, |candidate| candidate.matched.gpu_blocks);
     let totals: Map<String, Value> = features
         .candidates
         .iter()
@@ -197,6 +280,8 @@ fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: 
         "modules": said.explanation(features),
         "totals": totals,
         "picked": list,
+        "speculative": by_address(features, |candidate| candidate.matched.speculative_strides),
+        "in_flight": by_address(features, |candidate| candidate.in_flight.requests),
         "was_tie": decision.was_tie,
         "prompt_bytes": features.request.prompt_bytes,
         "unmatched": features.request.unmatched_reason,

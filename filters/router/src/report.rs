@@ -53,6 +53,11 @@ impl Report {
         self.by_scorer.add(host, "wasm_epp_shadow_differs_", scorer, "_total");
     }
 
+    /// A request was served by another endpoint than the first of its list.
+    pub fn moved(&mut self, host: &impl Host) {
+        self.counters.add(host, "wasm_epp_requests_moved", "", "_total");
+    }
+
     /// Something failed that did not change the request's fate.
     pub fn mishap(&mut self, host: &impl Host, name: &str) {
         self.counters.add(host, "wasm_epp_mishaps_", name, "_total");

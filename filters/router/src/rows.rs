@@ -17,7 +17,9 @@ const ABANDONED_NS: u64 = 3_000_000_000;
 pub struct Row {
     vm: u64,
     slot: Option<u8>,
-    written_ns: u64,
+    /// `None` when it has something to say that cannot wait.
+    written_ns: Option<u64>,
+    is_lost: bool,
 }
 
 impl Row {
@@ -30,7 +32,8 @@ impl Row {
         picked: u64,
         fell_back: u64,
     ) {
-        if self.slot.is_some() && now_ns.saturating_sub(self.written_ns) < BEAT_NS {
+        let is_fresh = self.written_ns.is_some_and(|at| now_ns.saturating_sub(at) < BEAT_NS);
+        if self.slot.is_some() && is_fresh && !self.is_lost {
             return;
         }
         if self.vm == 0 {
@@ -38,12 +41,30 @@ impl Row {
         }
         let row =
             WorkerRow { vm: self.vm, build: build(), config, beat_ns: now_ns, picked, fell_back };
-        self.written_ns = now_ns;
+        self.written_ns = Some(now_ns);
         let first = self.slot.unwrap_or(0);
-        self.slot = (first..MAX_ROWS)
-            .chain(0..first)
+        let held = self.slot.filter(|_| !self.is_lost);
+        let others = (first..MAX_ROWS).chain(0..first);
+        self.slot = others
+            .filter(|slot| !self.is_lost || self.slot != Some(*slot))
             .find(|slot| self.try_write(host, *slot, &row))
-            .or(self.slot);
+            .or(held);
+        self.is_lost = false;
+    }
+
+    /// The next beat writes the row, however fresh it is.
+    pub fn is_due(&mut self) {
+        self.written_ns = None;
+    }
+
+    /// The VM's number and slot, once it has one.
+    pub fn identity(&self) -> Option<(u64, u8)> {
+        self.slot.map(|slot| (self.vm, slot))
+    }
+
+    /// Another VM uses the slot: the next beat takes another one.
+    pub fn lose(&mut self) {
+        self.is_lost = true;
     }
 
     fn try_write(&self, host: &impl Host, slot: u8, row: &WorkerRow) -> bool {

@@ -46,6 +46,8 @@ pub struct View {
     /// (instance, configuration version, active epoch, incoming epoch) that the caches belong to.
     tag: Option<(u64, u32, u64, u64)>,
     directory: Rc<Directory>,
+    /// When the daemon last wrote.
+    fed_ns: u64,
     models: BTreeMap<u16, Rc<Model>>,
 }
 
@@ -92,6 +94,7 @@ impl View {
         if now_ns.saturating_sub(head.stamp_ns) > max_age_ns {
             return Err(StateError::Stale);
         }
+        self.fed_ns = head.stamp_ns;
         let tag = (head.instance, head.config_version, active, head.epoch);
         if self.tag != Some(tag) {
             self.tag = None;
@@ -114,6 +117,11 @@ impl View {
     /// Epoch whose slots `loads` and `Model::table` use.
     pub fn epoch(&self) -> u64 {
         self.active()
+    }
+
+    /// When the daemon last wrote, on the gateway's clock.
+    pub fn fed_ns(&self) -> u64 {
+        self.fed_ns
     }
 
     /// What `model` names in `pool`; without a name, the pool's only model.

@@ -9,18 +9,14 @@ use prompt::Api;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
-use crate::{BodyStep, HeadersStep, Intake, IntakeConfig, Picker, PickerConfig, Report, Row};
+use crate::{BodyStep, HeadersStep, Intake, IntakeConfig, Picker, PickerConfig, Reservation, Vm};
 
 proxy_wasm::main! {{
     proxy_wasm::set_root_context(|_| Box::new(Root { filter: Filter::Unset }));
 }}
 
-/// What intake and picker of one VM share: they are one worker's row.
-#[derive(Default)]
-struct Vm {
-    report: Report,
-    row: Row,
-}
+/// A VM that gets no requests says this often that it lives.
+const TICK_MS: u32 = 1000;
 
 thread_local! {
     static VM: Rc<RefCell<Vm>> = Rc::new(RefCell::new(Vm::default()));
@@ -59,6 +55,11 @@ impl Root {
             }
             b"picker" => {
                 let config = PickerConfig::parse(&json).map_err(|err| err.to_string())?;
+                // Without ticks a VM without requests counts as dead, which costs nothing but
+                // the slot it had.
+                if ProxyHost.set_tick_period_ms(TICK_MS).is_err() {
+                    ProxyHost.log(Level::Warn, "the proxy withholds ticks");
+                }
                 Filter::Picker(Rc::new(Picker::new(config)))
             }
             other => {
@@ -92,6 +93,12 @@ impl RootContext for Root {
         }
     }
 
+    fn on_tick(&mut self) {
+        if let Filter::Picker(picker) = &self.filter {
+            with_vm(|vm| vm.tick(&ProxyHost, picker.config_hash(), ProxyHost.monotonic_ns()));
+        }
+    }
+
     fn get_type(&self) -> Option<ContextType> {
         Some(ContextType::HttpContext)
     }
@@ -101,7 +108,9 @@ impl RootContext for Root {
             Filter::Intake(intake) => {
                 Box::new(IntakeStream { intake: Rc::clone(intake), waits: None })
             }
-            Filter::Picker(picker) => Box::new(PickerStream { picker: Rc::clone(picker) }),
+            Filter::Picker(picker) => {
+                Box::new(PickerStream { picker: Rc::clone(picker), reservation: None })
+            }
             Filter::Unset => Box::new(Bystander),
         })
     }
@@ -119,7 +128,7 @@ struct IntakeStream {
 impl IntakeStream {
     fn decide(&mut self) -> Action {
         if let (Some(api), Ok(mut intake)) = (self.waits.take(), self.intake.try_borrow_mut()) {
-            with_vm(|vm| intake.decide(&ProxyHost, &mut vm.report, api, ProxyHost.monotonic_ns()));
+            with_vm(|vm| intake.decide(&ProxyHost, vm, api, ProxyHost.monotonic_ns()));
         }
         Action::Continue
     }
@@ -168,19 +177,32 @@ impl HttpContext for IntakeStream {
 
 struct PickerStream {
     picker: Rc<Picker>,
+    reservation: Option<Reservation>,
 }
 
 impl Context for PickerStream {}
 
 impl HttpContext for PickerStream {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
-        with_vm(|vm| {
-            if self.picker.pick(&ProxyHost, &mut vm.report, ProxyHost.random_u64()) {
-                let (picked, fell_back) = (vm.report.picked, vm.report.fell_back);
-                let now_ns = ProxyHost.monotonic_ns();
-                vm.row.beat(&ProxyHost, now_ns, self.picker.config_hash(), picked, fell_back);
-            }
-        });
+        let now_ns = ProxyHost.monotonic_ns();
+        let seed = ProxyHost.random_u64();
+        with_vm(|vm| self.reservation = self.picker.pick(&ProxyHost, vm, seed, now_ns));
         Action::Continue
+    }
+
+    // Called once per response, also for one that the proxy makes itself. Not so its body's callback,
+    // which would be called per streamed chunk.
+    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
+        if let Some(reservation) = &mut self.reservation {
+            with_vm(|vm| self.picker.answered(&ProxyHost, vm, reservation));
+        }
+        Action::Continue
+    }
+
+    // Called however the stream ended.
+    fn on_log(&mut self) {
+        if let Some(reservation) = self.reservation.take() {
+            with_vm(|vm| self.picker.ended(&ProxyHost, vm, reservation));
+        }
     }
 }

@@ -58,6 +58,25 @@ pub struct PrefixMatch {
     pub any_tokens: u32,
     /// Full blocks of the engine within `gpu_tokens`, after the engine's own caps.
     pub gpu_blocks: u32,
+    /// Strides that it will hold if it serves what it was sent in the last two seconds, where that
+    /// reaches beyond `gpu_strides`; else 0. A guess: no event has told yet.
+    pub speculative_strides: u32,
+}
+
+impl PrefixMatch {
+    /// Whether it holds any of the prompt, or was just sent some of it.
+    pub fn is_hit(&self) -> bool {
+        self.any_strides > 0 || self.speculative_strides > 0
+    }
+}
+
+/// What gateways have sent to an endpoint and not seen end yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct InFlight {
+    /// Requests.
+    pub requests: u32,
+    /// Their prompt tokens that the endpoint did not hold, by estimate.
+    pub tokens: u64,
 }
 
 /// How much of an endpoint's match counts, by how right its predictions were: 1 unless a meter
@@ -102,6 +121,8 @@ pub struct Candidate {
     pub matched: PrefixMatch,
     /// How right its predictions were.
     pub reliability: Reliability,
+    /// What this gateway and the others have in flight to it.
+    pub in_flight: InFlight,
 }
 
 /// What scorers may know of the request.
@@ -119,6 +140,9 @@ pub struct RequestFeatures {
     pub prompt_tokens: u32,
     /// Why there is no match, when the prompt could not be matched; `None` when it was.
     pub unmatched_reason: Option<String>,
+    /// Short keys of the prompt's prefixes at growing depths (`feed::trail_depths`): two prompts
+    /// share about as much as their trails do. Empty when it was not matched.
+    pub trail: Vec<u32>,
 }
 
 /// When each candidate was last picked, in picks (not time): higher is later, 0 is never.

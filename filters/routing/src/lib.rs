@@ -12,11 +12,11 @@ mod profile;
 mod scorers;
 
 pub use endpoint::{
-    Candidate, EndpointSlot, Load, PickHistory, PrefixMatch, Reliability, RequestFeatures,
-    SourceState,
+    Candidate, EndpointSlot, InFlight, Load, PickHistory, PrefixMatch, Reliability,
+    RequestFeatures, SourceState,
 };
 pub use profile::{Decision, GivenScores, NoDecision, Profile, WeightedScorer};
 pub use scorers::{
     KvCacheUtilization, NoHitLru, OutOfRange, PrefixCache, Queue, SCORER_TYPES, Scorer,
-    scorer_of_type,
+    effective_waiting, scorer_of_type,
 };

@@ -128,7 +128,7 @@ impl Profile {
                 .collect(),
             totals,
             was_tie,
-            was_cold: kept.iter().all(|candidate| candidate.matched.any_strides == 0),
+            was_cold: !kept.iter().any(|candidate| candidate.matched.is_hit()),
         })
     }
 }
@@ -171,7 +171,13 @@ fn ranked(sums: &[f32], kept: &[Candidate], history: &PickHistory, seed: u64) ->
 
 fn by_load(a: Option<&Candidate>, b: Option<&Candidate>) -> Ordering {
     let key = |candidate: Option<&Candidate>| {
-        candidate.map(|c| (c.load.waiting.unwrap_or(0), c.load.running.unwrap_or(0)))
+        candidate.map(|c| {
+            let (waiting, in_flight) = (c.load.waiting.unwrap_or(0), c.in_flight);
+            let running = c.load.running.unwrap_or(0);
+            // What is in flight waits or runs, and may not have been reported yet.
+            let busy = running.max(in_flight.requests.saturating_sub(waiting));
+            (waiting, busy, in_flight.requests, in_flight.tokens)
+        })
     };
     key(a).cmp(&key(b))
 }

@@ -4,7 +4,7 @@
 use feed::{FEATURES_PROPERTY, Features, SCORE_PROPERTY_PREFIX, Scores};
 use hostcalls::Host as _;
 use hostcalls::memory::MemoryHost;
-use routing::{Candidate, Load, PrefixMatch, RequestFeatures, Scorer, SourceState};
+use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, Scorer, SourceState};
 use serde::de::DeserializeOwned;
 
 use crate::Module;
@@ -19,6 +19,7 @@ pub fn request() -> RequestFeatures {
         strides: 64,
         prompt_tokens: 1024,
         unmatched_reason: None,
+        trail: Vec::new(),
     }
 }
 
@@ -75,7 +76,20 @@ impl Endpoint {
             any_strides: strides,
             any_tokens: strides * 16,
             gpu_blocks: strides,
+            speculative_strides: 0,
         };
+        self
+    }
+
+    /// Was sent so many strides of the prompt within the last two seconds; no event says so yet.
+    pub fn was_sent(mut self, strides: u32) -> Self {
+        self.0.matched.speculative_strides = strides;
+        self
+    }
+
+    /// This many requests are in flight to it, with so many prompt tokens to compute.
+    pub fn in_flight(mut self, requests: u32, tokens: u64) -> Self {
+        self.0.in_flight = InFlight { requests, tokens };
         self
     }
 

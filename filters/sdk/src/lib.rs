@@ -54,5 +54,6 @@ pub use configuration::ConfigError;
 pub use exports::glue;
 pub use module::Module;
 pub use routing::{
-    Candidate, Load, OutOfRange, PickHistory, PrefixMatch, RequestFeatures, Scorer, SourceState,
+    Candidate, InFlight, Load, OutOfRange, PickHistory, PrefixMatch, RequestFeatures, Scorer,
+    SourceState,
 };

@@ -128,7 +128,7 @@ fn envoy_runs_intake_and_picker_and_hides_routing_headers_both_ways() {
     assert_eq!(engine_saw.matches("x-guest: ran").count(), 2, "{answer}");
     assert!(!engine_saw.contains("x-gateway-destination"), "{answer}");
     assert!(!engine_saw.contains("x-prefiller"), "{answer}");
-    // The module's response callback is withheld: it would trap.
+    // The callback of response bodies is withheld: it would trap.
     assert!(!gateway.log().contains("unreachable"), "{}", gateway.log());
 }
 

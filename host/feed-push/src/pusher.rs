@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use feed::{AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, Counters, Head, WorkerRow};
+use feed::{
+    AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, Cell, Counters, Head, WorkerRow,
+};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -60,6 +62,8 @@ pub struct GatewayStatus {
     pub head: Head,
     /// Router VMs of the last ack.
     pub rows: Vec<WorkerRow>,
+    /// What the gateway had in flight at the last ack.
+    pub reservations: Vec<Cell>,
     /// Gateway's clock at the last ack, to age the rows' beats.
     pub gateway_now_ns: u64,
     /// When the last ack came; `None` before the first.
@@ -93,6 +97,9 @@ pub struct PusherConfig {
     pub target: Target,
     /// Told when something changed.
     pub changed: Arc<Notify>,
+    /// Longest silence towards the gateway: an empty batch asks for an ack. The heartbeat of every
+    /// second goes out all the same.
+    pub poll: Duration,
     /// True when the daemon stops: what is left is pushed once, then the pusher ends.
     pub stop: watch::Receiver<bool>,
 }
@@ -183,6 +190,7 @@ impl<S: StateSource> Pusher<S> {
             tokio::select! {
                 () = notified => {}
                 () = sleep_until(rotate_at) => return Ended::Rotate,
+                () = tokio::time::sleep(self.config.poll) => {}
                 _ = self.config.stop.changed() => {}
             }
             if Instant::now() >= rotate_at {
@@ -323,10 +331,12 @@ impl<S: StateSource> Pusher<S> {
         }
     }
 
-    fn note(&self, ack: &Ack) {
+    fn note(&mut self, ack: &Ack) {
+        self.source.acked(ack);
         self.with_status(|status| {
             status.head = ack.head;
             status.rows.clone_from(&ack.rows);
+            status.reservations.clone_from(&ack.in_flight);
             status.gateway_now_ns = ack.now_ns;
             status.last_ack = Some(Instant::now());
             status.feeder = ack.counters;

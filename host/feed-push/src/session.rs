@@ -25,6 +25,10 @@ pub trait StateSource: Send + 'static {
     ) -> Fill;
     /// The last fill was applied.
     fn applied(&mut self);
+    /// An ack came, of whatever status.
+    fn acked(&mut self, ack: &Ack) {
+        let _ = ack;
+    }
     /// The last fill may not have been applied: its values count as changed again.
     fn unknown(&mut self);
 }
@@ -109,6 +113,7 @@ mod tests {
             counters: Counters::default(),
             rows: vec![],
             reason: String::new(),
+            in_flight: vec![],
         }
     }
 

@@ -2,8 +2,9 @@
 //! They are inputs, not goldens: nothing is compared with them.
 
 use feed::{
-    Accuracy, AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter,
-    Counters, Features, Head, Key, Outcome, Predicted, Prediction, WorkerRow,
+    Accuracy, AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Cell,
+    Counters, Features, Head, Key, MatrixRow, OtherGateways, Outcome, Predicted, Prediction, Trail,
+    WorkerRow, join_trails,
 };
 use routing::{Candidate, RequestFeatures};
 
@@ -36,7 +37,13 @@ fn main() -> std::io::Result<()> {
         counters: Counters { applied: 1, entries: 2, conflicts: 3, refused: 4, failed: 5 },
         rows: vec![row],
         reason: "why".into(),
+        in_flight: vec![Cell { requests: 1, tokens: 2, ..Cell::default() }],
     };
+    let cells = ack.in_flight.clone();
+    write("matrix", MatrixRow { vm: 1, beat_ns: 4, cells: cells.clone() }.encode())?;
+    write("others", OtherGateways { epoch: 9, cells }.encode())?;
+    let trail = Trail { keys: vec![7, 8, 9], ..Trail::default() }.encode();
+    write("trails", join_trails([trail.as_slice()].into_iter()))?;
     write("ack", ack.encode())?;
     write("row", row.encode())?;
     write("head", ack.head.encode())?;

@@ -1,8 +1,9 @@
 //! What crosses between daemon and filters.
 
 use feed::{
-    Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, ModelValue, Picks, Prediction, Scores, Table, WorkerRow,
-    find_stride, value_epoch,
+    Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, MatrixRow,
+    ModelValue, OtherGateways, Picks, Prediction, Scores, Table, WorkerRow, find_stride, find_trails,
+    value_epoch,
 };
 use prefix::Listed;
 
@@ -23,6 +24,11 @@ pub fn decode(bytes: &[u8]) {
     again(bytes, Accuracy::decode, Accuracy::encode);
     again(bytes, AccuracyReport::decode, AccuracyReport::encode);
     again(bytes, Scores::decode, Scores::encode);
+    again(bytes, MatrixRow::decode, MatrixRow::encode);
+    again(bytes, OtherGateways::decode, OtherGateways::encode);
+    let mut trails = 0;
+    let _ = find_trails(bytes, &[7, 8], |_| trails += 1);
+    assert!(trails <= bytes.len());
     let _ = Head::decode(bytes);
     let _ = (Directory::decode(bytes).is_ok(), Table::decode(bytes).is_ok());
     let _ = (LoadTable::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());

@@ -62,6 +62,29 @@ prediction = record(
 )
 
 
+def cells(*list):
+    return u16(len(list)) + b"".join(u64(endpoint) + u32(n) + u64(tokens) for endpoint, n, tokens in list)
+
+
+def fnv1a(s):
+    h = 0xCBF29CE484222325
+    for byte in s.encode():
+        h = (h ^ byte) * 0x100000001B3 % 2**64
+    return h
+
+
+# Sorted by hash.
+held = cells(*sorted([(fnv1a("10.0.0.1:8000"), 3, 4096), (fnv1a("[fd00::1]:8000"), 1, 2**33)]))
+matrix = record("I", u64(11), u64(14), held)
+others = record("O", u64(EPOCH), held)
+keys = lambda list: u8(len(list)) + b"".join(map(u32, list))
+trails = record(
+    "W", u16(2),
+    u64(fnv1a("10.0.0.1:8000")), u64(20), u64(21), keys([0xDEADBEEF, 1, 2]),
+    u64(fnv1a("[fd00::1]:8000")), u64(22), u64(23), keys([]),
+)
+
+
 def stride(fingerprint, tokens, gpu, offloaded, resumes):
     body = varint(tokens) + varint(len(gpu)) + varint(len(offloaded))
     body += b"".join(map(varint, gpu + offloaded))
@@ -71,8 +94,10 @@ def stride(fingerprint, tokens, gpu, offloaded, resumes):
 
 bucket = record("B", u64(EPOCH), stride(0xDEADBEEF, 15, [0, 3], [200], []), stride(1, 70000, [1], [], [(1, 512)]))
 features = record(
-    "F", u64(EPOCH), u16(2), u8(0), text("m"), text("sql"), u32(1000), u32(15), u32(250), text(""), u16(1),
+    "F", u64(EPOCH), u16(2), u8(0), text("m"), text("sql"), u32(1000), u32(15), u32(250), text(""),
+    keys([0xDEADBEEF, 7]), u16(1),
     u16(3), text("10.0.0.1:8000"), load_known, u32(4), u32(64), u32(6), u32(96), u32(4),
+    u32(8), u32(3), u64(4096),
 )
 scores = record("S", u64(EPOCH), u16(3), u16(3), f32(0.25), u16(0), f32(1.0), u16(7), f32(float("inf")))
 
@@ -84,6 +109,7 @@ def entry(key, value):
 odd = EPOCH & 1
 entries = [
     entry(b"D" + u8(odd), directory),
+    entry(b"O" + u8(odd), others),
     entry(b"T" + u8(odd) + u16(2), table),
     entry(b"L" + u8(odd) + u16(2), loads),
     entry(b"M" + u8(odd) + u16(2), model),
@@ -92,13 +118,13 @@ entries = [
 batch = b"EPPB" + u8(1) + u8(1) + u64(7) + u64(EPOCH) + u64(10) + u32(len(entries)) + b"".join(entries)
 ack = record(
     "A", u16(409), u16(len(head)), head, u64(2_000_000_009), u64(1), u64(2), u64(3), u64(4), u64(5),
-    u16(1), row_fields, text("why"),
+    u16(1), row_fields, text("why"), held,
 )
 
 for name, value in [
     ("head", head), ("row", row), ("directory", directory), ("table", table), ("loads", loads),
-    ("model", model), ("picks", picks), ("bucket", bucket), ("features", features), ("batch", batch),
-    ("ack", ack), ("scores", scores), ("prediction", prediction), ("accuracy", accuracy),
-    ("accuracy_report", accuracy_report),
+    ("model", model), ("picks", picks), ("bucket", bucket), ("features", features), ("matrix", matrix),
+    ("others", others), ("trails", trails), ("batch", batch), ("ack", ack), ("scores", scores),
+    ("prediction", prediction), ("accuracy", accuracy), ("accuracy_report", accuracy_report),
 ]:
     print(name, value.hex())

@@ -1,5 +1,6 @@
 //! `scripts/bench`: what routing costs, measured on this machine with real Envoy.
 
+mod burst;
 mod chain;
 mod cpu;
 mod freshness;
@@ -30,6 +31,8 @@ struct Flags {
 enum Bench {
     /// Worker CPU of each scorer module, per request and per streamed chunk
     Chain(chain::Flags),
+    /// Where bursts go before any event, and what is left in flight after all requests
+    Burst(burst::Flags),
     /// Worker CPU per request: no filter, a filter that only waits for the body, the router
     Cpu(cpu::Flags),
     /// Time from an event's publication until a request is routed by it
@@ -55,6 +58,7 @@ async fn main() -> ExitCode {
     let measure = async {
         match &flags.bench {
             Bench::Chain(chain) => chain::run(chain).await,
+            Bench::Burst(burst) => burst::run(burst).await,
             Bench::Cpu(cpu) => cpu::run(cpu).await,
             Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await,

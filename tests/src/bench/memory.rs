@@ -231,6 +231,7 @@ async fn push(stand: &Stand, mut index: Index) -> Result<u64> {
     let (_stop, stopped) = watch::channel(false);
     let pusher = Pusher::new(
         PusherConfig {
+            poll: std::time::Duration::MAX,
             name: "gw".into(),
             target: Target::Unix(stand.folder.path().join("feed.sock")),
             changed: Arc::new(Notify::new()),

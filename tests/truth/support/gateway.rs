@@ -9,7 +9,7 @@ use feeder::Feeder;
 use hostcalls::memory::MemoryHost;
 use prefix::{KeyChain, Namespace, match_prefix};
 use prompt::Api;
-use router::{Intake, IntakeConfig, Report, StateError, View};
+use router::{Intake, IntakeConfig, StateError, View, Vm};
 use routing::{PickHistory, PrefixCache, Scorer, SourceState};
 
 use super::http::Server;
@@ -124,7 +124,7 @@ impl Gateway {
         let config = br#"{"maxBodyBytes":1000000,"maxStateAgeMs":5000,"pools":["pool"]}"#;
         let mut intake = Intake::new(IntakeConfig::parse(config).unwrap());
         let now_ns = self.started.elapsed().as_nanos() as u64;
-        intake.decide(host, &mut Report::default(), Api::Completions, now_ns);
+        intake.decide(host, &mut Vm::default(), Api::Completions, now_ns);
         let published = host.properties.borrow()[feed::FEATURES_PROPERTY].clone();
         let features = feed::Features::decode(&published).unwrap();
         let scores =

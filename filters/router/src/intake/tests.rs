@@ -22,7 +22,10 @@ struct Gateway {
     host: MemoryHost,
     intake: Intake,
     picker: Picker,
-    report: Report,
+    vm: Vm,
+    /// Requests are left open, in `kept`.
+    keep: bool,
+    kept: Vec<crate::Reservation>,
 }
 
 impl Gateway {
@@ -36,7 +39,9 @@ impl Gateway {
             host,
             intake: Intake::new(IntakeConfig::parse(intake.as_bytes()).unwrap()),
             picker: Picker::new(PickerConfig::parse(picker.as_bytes()).unwrap()),
-            report: Report::default(),
+            vm: Vm::default(),
+            keep: false,
+            kept: Vec::new(),
         };
         gateway.push_epoch(8, &["a", "b", "c"]);
         gateway.head(Head {
@@ -93,7 +98,12 @@ impl Gateway {
     fn loads(&self, epoch: u64, waiting: &[Option<u32>]) {
         let record = |(slot, waiting): (u16, &Option<u32>)| LoadRecord {
             slot,
-            load: Load { is_ready: waiting.is_some(), waiting: *waiting, ..Load::default() },
+            load: Load {
+                is_ready: waiting.is_some(),
+                waiting: *waiting,
+                running: waiting.map(|_| 0),
+                ..Load::default()
+            },
             source: SourceState::Live,
             block_size_tokens: 16,
         };
@@ -119,14 +129,20 @@ impl Gateway {
         }
         *self.host.body.borrow_mut() = body.as_bytes().to_vec();
         if let HeadersStep::WaitForBody(api) =
-            self.intake.on_headers(&self.host, &mut self.report, body.is_empty())
-            && self.intake.on_body(&self.host, &mut self.report, body.len(), true)
+            self.intake.on_headers(&self.host, &mut self.vm.report, body.is_empty())
+            && self.intake.on_body(&self.host, &mut self.vm.report, body.len(), true)
                 == BodyStep::Decide
         {
             let now = self.host.now_ns.get();
-            self.intake.decide(&self.host, &mut self.report, api, now);
+            self.intake.decide(&self.host, &mut self.vm, api, now);
         }
-        self.picker.pick(&self.host, &mut self.report, 1);
+        let now = self.host.now_ns.get();
+        if let Some(reservation) = self.picker.pick(&self.host, &mut self.vm, 1, now) {
+            match self.keep {
+                true => self.kept.push(reservation),
+                false => self.picker.ended(&self.host, &mut self.vm, reservation),
+            }
+        }
         let headers = self.host.headers.borrow();
         headers.get(DESTINATION_HEADER).map(|value| String::from_utf8(value.clone()).unwrap())
     }
@@ -357,7 +373,7 @@ fn requests_that_are_not_ours_are_not_waited_for() {
             headers.insert((*name).into(), value.as_bytes().to_vec());
         }
         drop(headers);
-        gateway.intake.on_headers(&gateway.host, &mut gateway.report, false)
+        gateway.intake.on_headers(&gateway.host, &mut gateway.vm.report, false)
     };
     assert_eq!(step("POST", "/v1/completions", &[]), HeadersStep::WaitForBody(Api::Completions));
     for (method, path, more) in [
@@ -421,8 +437,63 @@ fn a_takeover_is_read_bucket_by_bucket_with_slots_translated() {
 fn a_picker_survives_what_it_cannot_read() {
     let mut gateway = Gateway::new();
     gateway.host.properties.borrow_mut().insert(FEATURES_PROPERTY.into(), b"junk".to_vec());
-    assert!(gateway.picker.pick(&gateway.host, &mut gateway.report, 1));
+    assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).is_none());
     assert_eq!(gateway.counter("wasm_epp_requests_fallback_features_malformed_total"), 1);
     assert!(gateway.host.properties.borrow()[FEATURES_PROPERTY].is_empty());
-    assert!(!gateway.picker.pick(&gateway.host, &mut gateway.report, 1));
+    assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).is_none());
+    assert_eq!(gateway.counter("wasm_epp_requests_fallback_features_malformed_total"), 1);
+}
+
+#[test]
+fn what_is_in_flight_is_weighed_at_the_next_decision_and_moves_to_who_serves() {
+    let mut gateway = Gateway::new();
+    let first = |list: &str| list.split(',').next().unwrap().to_owned();
+    gateway.keep = true;
+    let list = gateway.complete("short").unwrap();
+    let (a, b) = (first(&list), list.split(',').nth(1).unwrap().to_owned());
+    let mut open = gateway.kept.pop().unwrap();
+    let sent = |gateway: &mut Gateway| {
+        gateway.complete("another").unwrap();
+        gateway.line()["in_flight"].clone()
+    };
+    gateway.keep = false;
+    assert_eq!(sent(&mut gateway), serde_json::json!({a.as_str(): 1}));
+    assert_eq!(gateway.line()["totals"][&a], 0.0, "one is in flight that it has not reported");
+    gateway.host.properties.borrow_mut().insert("upstream/address".into(), b.clone().into_bytes());
+    gateway.picker.answered(&gateway.host, &mut gateway.vm, &mut open);
+    assert_eq!(sent(&mut gateway), serde_json::json!({b.as_str(): 1}));
+    assert_eq!(gateway.counter("wasm_epp_requests_moved_total"), 1);
+    gateway.picker.ended(&gateway.host, &mut gateway.vm, open);
+    assert_eq!(sent(&mut gateway), serde_json::json!({}));
+}
+
+#[test]
+fn a_burst_with_a_new_prefix_stays_together_until_the_prefix_is_old() {
+    let mut gateway = Gateway::new();
+    let question = |i: usize| format!("{}{i:>64}", text(2048));
+    let first = |list: Option<String>| list.unwrap().split(',').next().unwrap().to_owned();
+    let place = first(gateway.complete(&question(0)));
+    for i in 1..9 {
+        assert_eq!(first(gateway.complete(&question(i))), place);
+        assert_eq!(gateway.line()["speculative"], serde_json::json!({place.as_str(): 32}));
+        assert!(gateway.line()["scores"].is_null(), "nobody is known to hold it");
+    }
+    gateway.host.now_ns.set(2_000_000_000);
+    gateway.head(Head {
+        instance: 1,
+        epoch: 8,
+        is_complete: true,
+        stamp_ns: 2_000_000_000,
+        ..Head::default()
+    });
+    gateway.complete(&question(9));
+    assert_eq!(gateway.line()["speculative"], serde_json::json!({}));
+}
+
+#[test]
+fn the_row_tells_of_the_first_request_at_once() {
+    let mut gateway = Gateway::new();
+    gateway.complete("short");
+    let row = gateway.host.shared(Key::Row(0).encode().as_ref()).unwrap().unwrap().0;
+    assert_eq!(feed::WorkerRow::decode(&row).unwrap().picked, 1);
 }

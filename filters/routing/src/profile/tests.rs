@@ -1,7 +1,7 @@
 //! Scenario files decide; the arithmetic in them is computed by hand from the formulas they state.
 
 use super::*;
-use crate::{Load, OutOfRange, PrefixMatch, Reliability, SourceState, scorer_of_type};
+use crate::{InFlight, Load, OutOfRange, PrefixMatch, Reliability, SourceState, scorer_of_type};
 
 fn default_profile() -> Profile {
     profile(&[
@@ -110,12 +110,17 @@ fn check(file: &str) {
                     matched: PrefixMatch {
                         gpu_strides: strides,
                         any_strides: strides,
+                        speculative_strides: number(field("sent").unwrap_or("0")).unwrap(),
                         ..PrefixMatch::default()
                     },
                     reliability: match field("reliability") {
                         Some("half") => Reliability::HALF,
                         Some("quarter") => Reliability::QUARTER,
                         _ => Reliability::FULL,
+                    },
+                    in_flight: InFlight {
+                        requests: number(field("flight").unwrap_or("0")).unwrap(),
+                        tokens: number(field("tokens").unwrap_or("0")).unwrap(),
                     },
                 });
             }
@@ -127,6 +132,7 @@ fn check(file: &str) {
 #[test]
 fn scenarios() {
     check(include_str!("../../../../tests/scenarios/default-profile.txt"));
+    check(include_str!("../../../../tests/scenarios/in-flight.txt"));
     check(include_str!("../../../../tests/scenarios/ties.txt"));
     check(include_str!("../../../../tests/scenarios/unknown-readings.txt"));
     check(include_str!("../../../../tests/scenarios/wrong-predictions.txt"));

@@ -1,11 +1,13 @@
 //! `queue` and `kv-cache-utilization`.
 
 use super::{Scorer, with_median_for_unknown};
-use crate::{Candidate, PickHistory, RequestFeatures};
+use crate::{Candidate, Load, PickHistory, RequestFeatures};
 
 /// `(max - q) / (max - min)` over the candidates' waiting requests; all equal gives 1.
+/// Requests in flight that an engine cannot have reported yet count as waiting
+/// ([`effective_waiting`]).
 ///
-/// Source: llm-d `queue-scorer`. Unknown readings score the median.
+/// Source: llm-d `queue-scorer`, which knows reported ones only. Unknown readings score the median.
 pub struct Queue;
 
 impl Scorer for Queue {
@@ -15,12 +17,33 @@ impl Scorer for Queue {
         candidates: &[Candidate],
         _: &PickHistory,
     ) -> Vec<Option<f32>> {
-        let known = || candidates.iter().filter_map(|candidate| candidate.load.waiting);
+        let waiting = effective_waiting(candidates);
+        let known = || waiting.iter().copied().flatten();
         let (min, max) = (known().min().unwrap_or(0), known().max().unwrap_or(0));
         let span = (max - min) as f32;
         let score = |waiting: u32| if max == min { 1.0 } else { (max - waiting) as f32 / span };
-        with_median_for_unknown(candidates.iter().map(|c| c.load.waiting.map(score)).collect())
+        with_median_for_unknown(waiting.iter().map(|waiting| waiting.map(score)).collect())
     }
+}
+
+/// Requests that wait at each candidate: those its engine reported, and those in flight that the
+/// report cannot contain, as more are in flight than it says are waiting or running.
+///
+/// An engine without a queue starts some of them at once. How many is not known, but engines of a
+/// pool are alike: up to twice as many as any without a queue was seen running. Without anything in
+/// flight, or where the report is incomplete, this is the report.
+pub fn effective_waiting(candidates: &[Candidate]) -> Vec<Option<u32>> {
+    let without_queue = candidates.iter().filter(|c| c.load.waiting == Some(0));
+    let running = without_queue.filter_map(|c| c.load.running).max().unwrap_or(0);
+    let batch = running.saturating_mul(2);
+    let of = |candidate: &Candidate| {
+        let Load { waiting, running, .. } = candidate.load;
+        let (waiting, Some(running)) = (waiting?, running) else { return waiting };
+        let in_flight = candidate.in_flight.requests;
+        let beyond = if waiting == 0 { batch } else { waiting.saturating_add(running) };
+        Some(waiting.saturating_add(in_flight.saturating_sub(beyond)))
+    };
+    candidates.iter().map(of).collect()
 }
 
 /// `1 - usage` of the KV cache.

@@ -5,7 +5,7 @@ mod load;
 mod no_hit_lru;
 mod prefix_cache;
 
-pub use load::{KvCacheUtilization, Queue};
+pub use load::{KvCacheUtilization, Queue, effective_waiting};
 pub use no_hit_lru::NoHitLru;
 pub use prefix_cache::PrefixCache;
 

@@ -19,7 +19,7 @@ impl Scorer for NoHitLru {
         candidates: &[Candidate],
         history: &PickHistory,
     ) -> Vec<Option<f32>> {
-        if candidates.iter().any(|candidate| candidate.matched.any_strides > 0) {
+        if candidates.iter().any(|candidate| candidate.matched.is_hit()) {
             return vec![Some(0.5); candidates.len()];
         }
         let last = |i: usize| history.cold.get(i).copied().unwrap_or(0);

@@ -13,8 +13,9 @@ use crate::config::{Config, MODULE_TYPE};
 const VM_ID: &str = "wasm-epp";
 
 /// Host calls and callbacks of intake and picker. Envoy withholds what is not listed: a host call
-/// then fails, a callback is never called. Response callbacks are left out on purpose: each filter
-/// that has one costs a call into V8 per streamed chunk. The exports of allocation, ABI version
+/// then fails, a callback is never called. The callback of response bodies is left out on purpose:
+/// each filter that has it costs a call into V8 per streamed chunk. Both filters have one list, as
+/// they share VMs, whose list is that of the filter that came first. The exports of allocation, ABI version
 /// and start are not subject to the list.
 const ROUTER_CAPABILITIES: &[&str] = &[
     "proxy_add_header_map_value",
@@ -32,6 +33,10 @@ const ROUTER_CAPABILITIES: &[&str] = &[
     "proxy_replace_header_map_value",
     "proxy_set_property",
     "proxy_set_shared_data",
+    "proxy_set_tick_period_milliseconds",
+    // Callbacks, beyond those that the feeder has too.
+    "proxy_on_response_headers",
+    "proxy_on_tick",
 ];
 
 /// The feeder answers by itself, and has no request to change.

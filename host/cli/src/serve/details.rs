@@ -82,6 +82,7 @@ pub(crate) fn gateway(status: &GatewayStatus, gateway: &GatewayHandle) -> Value 
             })
         })
         .collect();
+    let sum = |of: &dyn Fn(&feed::Cell) -> u64| status.reservations.iter().map(of).sum::<u64>();
     let quantiles = |lags: &super::lag::Lags| {
         let ms = |quantile| lags.recent_ms(quantile).map(|ms| (ms * 1e3).round() / 1e3);
         json!({"p50": ms(0.5), "p99": ms(0.99), "count": lags.count()})
@@ -89,6 +90,8 @@ pub(crate) fn gateway(status: &GatewayStatus, gateway: &GatewayHandle) -> Value 
     json!({
         "last_ack_ms": status.last_ack.map(|at| at.elapsed().as_millis() as u64),
         "rows": rows,
+        "in_flight_requests": sum(&|cell| u64::from(cell.requests)),
+        "in_flight_tokens": sum(&|cell| cell.tokens),
         "lag_published_ms": quantiles(&lag.published),
         "lag_received_ms": quantiles(&lag.received),
         "lag_clamped": lag.clamped,

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use feed::{
-    BatchBuilder, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable, MAX_ADAPTERS,
-    MAX_SINGLETON_BYTES, Table,
+    Ack, BatchBuilder, Cell, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable,
+    MAX_ADAPTERS, MAX_SINGLETON_BYTES, OtherGateways, Table,
 };
 use feed_push::{Fill, StateSource};
+use tokio::time::Instant;
 
+use super::in_flight::InFlight as Reservations;
 use super::lag::{Carried, SharedLag};
 use super::scope::{Live, Scope, record};
 
@@ -20,6 +22,9 @@ pub(crate) struct GatewayFeed {
     /// Position among the gateways.
     number: usize,
     lag: SharedLag,
+    reservations: Arc<Reservations>,
+    /// The other gateways' sums as they were sent; `None` when that is not known.
+    others_sent: Option<Vec<Cell>>,
 }
 
 struct ScopeFeed {
@@ -37,11 +42,16 @@ struct InFlight {
     /// Scope, index within it, bucket.
     buckets: Vec<(usize, usize, u32)>,
     loads: Vec<usize>,
+    others: bool,
 }
 
 impl GatewayFeed {
     /// The feed of gateway `number` of the configuration.
-    pub(crate) fn new(number: usize, scopes: &[Arc<Scope>]) -> Self {
+    pub(crate) fn new(
+        number: usize,
+        scopes: &[Arc<Scope>],
+        reservations: &Arc<Reservations>,
+    ) -> Self {
         let feed_of = |scope: &Arc<Scope>| ScopeFeed {
             watcher: scope.live().each().map(|index| index.watch()).max().unwrap_or(0),
             scope: Arc::clone(scope),
@@ -55,6 +65,8 @@ impl GatewayFeed {
             in_flight: InFlight::default(),
             number,
             lag: SharedLag::default(),
+            reservations: Arc::clone(reservations),
+            others_sent: None,
         }
     }
 
@@ -86,6 +98,17 @@ impl GatewayFeed {
         batch.push(Key::Directory(Key::parity(epoch)), &value);
     }
 
+    /// What the other gateways have in flight, if that is news.
+    fn push_others(&mut self, epoch: u64, batch: &mut BatchBuilder) {
+        let cells = self.reservations.others(self.number, Instant::now());
+        if self.others_sent.as_ref() != Some(&cells) {
+            let others = OtherGateways { epoch, cells: cells.clone() };
+            batch.push(Key::OtherGateways(Key::parity(epoch)), &others.encode());
+            self.others_sent = Some(cells);
+            self.in_flight.others = true;
+        }
+    }
+
     /// How long events take to this gateway; shared.
     pub(crate) fn lag(&self) -> SharedLag {
         Arc::clone(&self.lag)
@@ -106,6 +129,7 @@ impl GatewayFeed {
 
 impl StateSource for GatewayFeed {
     fn begin_snapshot(&mut self) {
+        self.others_sent = None;
         self.are_singletons_sent = false;
         for feed in &mut self.scopes {
             feed.load_sent = 0;
@@ -131,6 +155,9 @@ impl StateSource for GatewayFeed {
         if self.scopes.iter().any(|feed| feed.adapters_sent != feed.scope.live().adapters_version) {
             self.push_directory(epoch, batch);
             self.in_flight.directory = true;
+        }
+        if self.reservations.is_shared() {
+            self.push_others(epoch, batch);
         }
         let has_room =
             |batch: &BatchBuilder| batch.len_bytes() < max_bytes && batch.count() < max_entries;
@@ -167,6 +194,12 @@ impl StateSource for GatewayFeed {
         if is_drained { Fill::Drained } else { Fill::More }
     }
 
+    fn acked(&mut self, ack: &Ack) {
+        if self.reservations.is_shared() {
+            self.reservations.report(self.number, &ack.in_flight, Instant::now());
+        }
+    }
+
     fn applied(&mut self) {
         self.in_flight = InFlight::default();
         for feed in &mut self.scopes {
@@ -177,6 +210,9 @@ impl StateSource for GatewayFeed {
     fn unknown(&mut self) {
         let in_flight = std::mem::take(&mut self.in_flight);
         self.are_singletons_sent &= !in_flight.singletons;
+        if in_flight.others {
+            self.others_sent = None;
+        }
         if in_flight.directory {
             self.scopes.iter_mut().for_each(|feed| feed.adapters_sent = 0);
         }

@@ -9,6 +9,7 @@ mod apply;
 mod canonicality;
 mod details;
 mod gateway;
+mod in_flight;
 mod lag;
 mod page;
 mod scope;
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{Config, FeedAddress};
 use gateway::GatewayFeed;
+use in_flight::{InFlight, POLL};
 use scope::Scope;
 pub use snapshot::PeerAddress;
 
@@ -61,17 +63,21 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
     let snapshots = Arc::new(snapshot::Record::default());
     // Before anything is followed or fed: sources go on from what is restored.
     tokio::task::block_in_place(|| snapshot::restore_all(&config, &scopes, &peers, &snapshots));
+    let in_flight = Arc::new(InFlight::new(&wakers));
+    // A lone gateway knows what it has in flight, and its heartbeats tell the status pages.
+    let poll = if in_flight.is_shared() { POLL } else { Duration::MAX };
     let (stop, stopped) = watch_channel::channel(false);
     let mut pushers = JoinSet::new();
     let mut gateways = Vec::new();
     for (number, (gateway, changed)) in config.gateways.iter().zip(&wakers).enumerate() {
-        let feed = GatewayFeed::new(number, &scopes);
+        let feed = GatewayFeed::new(number, &scopes, &in_flight);
         let lag = feed.lag();
         let pusher = Pusher::new(
             PusherConfig {
                 name: gateway.name.clone(),
                 target: target(&gateway.feed),
                 changed: Arc::clone(changed),
+                poll,
                 stop: stopped.clone(),
             },
             feed,

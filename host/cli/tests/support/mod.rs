@@ -13,8 +13,8 @@ pub(crate) enum Configure {
     Refuse = 0,
 }
 
-/// A module that adds `x-guest: ran` to a request's headers, and would trap in the response's if
-/// Envoy called it there.
+/// A module that adds `x-guest: ran` to a request's headers, and would trap in the response's body
+/// if Envoy called it there.
 pub(crate) fn guest(configure: Configure) -> Vec<u8> {
     let text = format!(
         r#"(module
@@ -36,7 +36,7 @@ pub(crate) fn guest(configure: Configure) -> Vec<u8> {
             (drop (call $add
               (i32.const 0) (i32.const 0) (i32.const 7) (i32.const 16) (i32.const 3)))
             i32.const 0)
-          (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+          (func (export "proxy_on_response_body") (param i32 i32 i32) (result i32)
             unreachable))"#,
         configure as i32
     );

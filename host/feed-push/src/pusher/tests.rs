@@ -158,6 +158,7 @@ impl Setup {
         let (stop, stopped) = watch::channel(false);
         let pusher = Pusher::new(
             PusherConfig {
+                poll: Duration::MAX,
                 name: "gw".into(),
                 target: Target::Unix(self.folder.path().join("feed")),
                 changed: Arc::clone(&changed),

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::super::gateway::GatewayFeed;
+use super::super::in_flight::InFlight;
 use super::super::scope::Restored;
 use super::super::snapshot::Origin;
 use super::super::{GatewayHandle, admin, apply, scope};
@@ -41,7 +42,7 @@ impl Setup {
         std::fs::write(&file, text).unwrap();
         let config = crate::config::load(&file).unwrap();
         let scopes = scope::load(&config, &[Arc::default()]).unwrap();
-        let feed = GatewayFeed::new(0, &scopes);
+        let feed = GatewayFeed::new(0, &scopes, &Arc::new(InFlight::new(&[])));
         let gateway =
             GatewayHandle { name: "gw-0".into(), status: Arc::default(), lag: feed.lag() };
         let daemon = Daemon {
