@@ -116,6 +116,7 @@ impl Ack {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ScorerRow;
     use proptest::prelude::*;
 
     #[test]
@@ -132,13 +133,14 @@ mod tests {
                 beat_ns: 4,
                 picked: 5,
                 fell_back: 6,
+                scorers: vec![ScorerRow { scorer: 7, revision: 8, absent: 9 }],
             }],
             reason: "why".into(),
             in_flight: vec![Cell { requests: 7, tokens: 8, ..Cell::default() }],
         };
         assert_eq!(Ack::decode(&ack.encode()), Ok(ack.clone()));
-        let row = ack.rows[0];
-        assert_eq!(WorkerRow::decode(&row.encode()), Ok(row));
+        let row = &ack.rows[0];
+        assert_eq!(WorkerRow::decode(&row.encode()).as_ref(), Ok(row));
     }
 
     proptest! {

@@ -38,7 +38,7 @@ pub use matrix::{
     Trail, add_cells, find_cell, find_trails, join_trails, trail_depths,
 };
 pub use prediction::{PREDICTION_PROPERTY, Predicted, Prediction};
-pub use row::{MAX_ROWS, WorkerRow};
+pub use row::{MAX_ROW_SCORERS, MAX_ROWS, ScorerRow, WorkerRow};
 pub use scores::{MAX_SCORES_BYTES, SCORE_PROPERTY_PREFIX, Scores};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,

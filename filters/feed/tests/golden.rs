@@ -5,8 +5,8 @@ use feed::{
     Accuracy, AccuracyReport, Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry,
     BucketWriter, Cell, Counters, Directory, DirectoryEntry, EndpointEntry, EndpointHash, Features,
     FoundTrail, Head, Key, LoadRecord, LoadTable, MatrixRow, ModelValue, OtherGateways, Picks,
-    Predicted, Prediction, Scores, SlotAccuracy, Table, Trail, WorkerRow, find_stride, find_trails,
-    join_trails,
+    Predicted, Prediction, ScorerRow, Scores, SlotAccuracy, Table, Trail, WorkerRow, find_stride,
+    find_trails, join_trails,
 };
 use prefix::{Holder, Listed as _, Seed, Stride};
 use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, SourceState};
@@ -50,7 +50,18 @@ fn head() -> Head {
 }
 
 fn row() -> WorkerRow {
-    WorkerRow { vm: 11, build: 12, config: 13, beat_ns: 14, picked: 15, fell_back: 16 }
+    WorkerRow {
+        vm: 11,
+        build: 12,
+        config: 13,
+        beat_ns: 14,
+        picked: 15,
+        fell_back: 16,
+        scorers: vec![
+            ScorerRow { scorer: 17, revision: 18, absent: 19 },
+            ScorerRow { scorer: 20, revision: 0, absent: 2 },
+        ],
+    }
 }
 
 fn load() -> Load {
@@ -255,7 +266,8 @@ fn what_scorers_read() {
 
 #[test]
 fn what_scorers_say() {
-    let scores = Scores { epoch: EPOCH, scores: vec![(3, 0.25), (0, 1.0), (7, f32::INFINITY)] };
+    let scores =
+        Scores { epoch: EPOCH, revision: 5, scores: vec![(3, 0.25), (0, 1.0), (7, f32::INFINITY)] };
     check("scores", &scores, Scores::encode, Scores::decode);
 }
 

@@ -43,6 +43,9 @@ pub struct IntakeConfig {
     pub max_state_age_ms: u64,
     /// Pools this listener serves.
     pub pools: Vec<String>,
+    /// A number that is another one when the filter was only to be loaded again.
+    #[serde(default)]
+    pub revision: u32,
 }
 
 impl IntakeConfig {
@@ -69,6 +72,9 @@ struct RawPicker {
     destinations: usize,
     #[serde(default)]
     meter: bool,
+    /// As intake's; it is in the configuration's hash.
+    #[serde(default, rename = "revision")]
+    _revision: u32,
 }
 
 #[derive(Deserialize)]

@@ -5,6 +5,7 @@ use hostcalls::Host;
 use routing::GivenScores;
 use serde_json::{Map, Value, json};
 
+use crate::config::fnv1a;
 use crate::report::Report;
 
 /// Modules one picker asks at most; each costs two host calls per request.
@@ -16,6 +17,8 @@ pub(crate) struct ModuleScorer {
     weight: f32,
     is_shadow: bool,
     property: String,
+    /// Hash of the name, which the worker's row has instead of it.
+    hash: u64,
 }
 
 /// Why a module has no score for a request. The request is routed by the others.
@@ -42,8 +45,15 @@ impl Absent {
     }
 }
 
-/// One score per candidate, in their order, or why there is none.
-type Verdict = Result<Vec<Option<f32>>, Absent>;
+/// What a module said: at least one of the scores is a number.
+struct Scored {
+    /// Revision of its configuration.
+    revision: u32,
+    /// One score per candidate, in their order.
+    scores: Vec<Option<f32>>,
+}
+
+type Verdict = Result<Scored, Absent>;
 
 /// What the modules said of one request.
 #[derive(Default)]
@@ -58,14 +68,14 @@ pub(crate) struct Said<'a> {
 impl ModuleScorer {
     pub(crate) fn new(name: String, weight: f32, is_shadow: bool) -> Self {
         let property = format!("{SCORE_PROPERTY_PREFIX}{name}");
-        Self { name, weight, is_shadow, property }
+        let hash = fnv1a(name.as_bytes());
+        Self { name, weight, is_shadow, property, hash }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// At least one of the scores is a number.
     fn read(&self, host: &impl Host, report: &mut Report, features: &Features) -> Verdict {
         let said = host.property(&[&self.property]).ok().flatten();
         let said = said.filter(|bytes| !bytes.is_empty()).ok_or(Absent::Missing)?;
@@ -86,7 +96,7 @@ impl ModuleScorer {
         let scores: Vec<Option<f32>> =
             features.candidates.iter().map(|candidate| score_of(candidate.slot)).collect();
         match scores.iter().any(Option::is_some) {
-            true => Ok(scores),
+            true => Ok(Scored { revision: said.revision, scores }),
             false => Err(Absent::NoScores),
         }
     }
@@ -100,11 +110,12 @@ pub(crate) fn ask<'a>(
     features: &Features,
 ) -> Said<'a> {
     let mut all = Said::default();
-    for module in modules {
+    for (at, module) in modules.iter().enumerate() {
         let said = module.read(host, report, features);
+        report.scored(at, module.hash, said.as_ref().ok().map(|scored| scored.revision));
         match &said {
             Err(_) => report.scores_absent(host, &module.name),
-            Ok(scores) => {
+            Ok(Scored { scores, .. }) => {
                 if scores.iter().any(Option::is_none) {
                     report.scores_incomplete(host, &module.name);
                 }
@@ -117,6 +128,7 @@ pub(crate) fn ask<'a>(
         }
         all.named.push((&module.name, said));
     }
+    report.scorers.truncate(modules.len());
     all
 }
 
@@ -131,7 +143,7 @@ impl Said<'_> {
         };
         let modules = self.named.iter().map(|(name, said)| {
             let said = match said {
-                Ok(scores) => Value::Object(of(scores)),
+                Ok(scored) => Value::Object(of(&scored.scores)),
                 Err(absent) => json!(absent.reason()),
             };
             ((*name).to_owned(), said)
@@ -176,7 +188,7 @@ mod tests {
     }
 
     fn record(epoch: u64, scores: &[(u16, f32)]) -> Vec<u8> {
-        Scores { epoch, scores: scores.to_vec() }.encode()
+        Scores { epoch, revision: 3, scores: scores.to_vec() }.encode()
     }
 
     #[test]

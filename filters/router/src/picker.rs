@@ -105,7 +105,7 @@ impl Picker {
                         vm.report.shadow_differs(host, name);
                     }
                 }
-                self.apply(host, vm, &features, &said, &decision, (picks, cas), now_ns)
+                self.apply(host, vm, &features, (&said, &decision), (picks, cas), now_ns)
             }
             Err(none) => {
                 vm.report.fell_back(host, none.reason());
@@ -136,8 +136,7 @@ impl Picker {
         host: &impl Host,
         vm: &mut Vm,
         features: &Features,
-        said: &Said<'_>,
-        decision: &Decision,
+        (said, decision): (&Said<'_>, &Decision),
         picks: (Picks, Expect),
         now_ns: u64,
     ) -> Option<Reservation> {

@@ -1,5 +1,6 @@
 //! What a person or a dashboard sees of each request: counters and one log line.
 
+use feed::ScorerRow;
 use hostcalls::{CounterSet, Host, Level};
 use serde_json::{Value, json};
 
@@ -13,6 +14,8 @@ pub struct Report {
     pub picked: u64,
     /// Requests left to the proxy's own policy.
     pub fell_back: u64,
+    /// What it last got of each scorer module, for its row.
+    pub scorers: Vec<ScorerRow>,
 }
 
 impl Report {
@@ -36,6 +39,20 @@ impl Report {
         self.counters.add(host, "wasm_epp_requests_fallback_", reason, "_total");
         let fields = || json!({"model": null, "scores": null, "picked": null, "reason": reason});
         log_scores(host, fields);
+    }
+
+    /// What the module in this place of the picker's list said: the revision of its configuration,
+    /// or nothing.
+    pub fn scored(&mut self, at: usize, scorer: u64, revision: Option<u32>) {
+        if self.scorers.get(at).is_none_or(|row| row.scorer != scorer) {
+            self.scorers.truncate(at);
+            self.scorers.push(ScorerRow { scorer, ..ScorerRow::default() });
+        }
+        let Some(row) = self.scorers.get_mut(at) else { return };
+        match revision {
+            Some(revision) => (row.revision, row.absent) = (revision, 0),
+            None => row.absent = row.absent.saturating_add(1),
+        }
     }
 
     /// A scorer module had no score for a request.

@@ -3,6 +3,7 @@
 use feed::{Key, MAX_ROWS, WorkerRow};
 use hostcalls::{Expect, Host};
 
+use crate::Report;
 use crate::config::fnv1a;
 
 /// The row is written at most this often.
@@ -24,14 +25,7 @@ pub struct Row {
 
 impl Row {
     /// Writes the row if it is time to.
-    pub fn beat(
-        &mut self,
-        host: &impl Host,
-        now_ns: u64,
-        config: u64,
-        picked: u64,
-        fell_back: u64,
-    ) {
+    pub fn beat(&mut self, host: &impl Host, now_ns: u64, config: u64, report: &Report) {
         let is_fresh = self.written_ns.is_some_and(|at| now_ns.saturating_sub(at) < BEAT_NS);
         if self.slot.is_some() && is_fresh && !self.is_lost {
             return;
@@ -39,8 +33,15 @@ impl Row {
         if self.vm == 0 {
             self.vm = host.random_u64().max(1);
         }
-        let row =
-            WorkerRow { vm: self.vm, build: build(), config, beat_ns: now_ns, picked, fell_back };
+        let row = WorkerRow {
+            vm: self.vm,
+            build: build(),
+            config,
+            beat_ns: now_ns,
+            picked: report.picked,
+            fell_back: report.fell_back,
+            scorers: report.scorers.clone(),
+        };
         self.written_ns = Some(now_ns);
         let first = self.slot.unwrap_or(0);
         let held = self.slot.filter(|_| !self.is_lost);
@@ -96,6 +97,12 @@ mod tests {
     use super::*;
     use hostcalls::memory::MemoryHost;
 
+    fn picked(picked: u64) -> Report {
+        let mut report = Report::default();
+        report.picked = picked;
+        report
+    }
+
     fn held(host: &MemoryHost) -> Vec<u64> {
         (0..MAX_ROWS)
             .map_while(|slot| host.shared(Key::Row(slot).encode().as_ref()).unwrap())
@@ -107,15 +114,15 @@ mod tests {
     fn two_vms_take_two_rows_and_a_dead_ones_row_is_reused() {
         let host = MemoryHost::default();
         let (mut a, mut b, mut c) = (Row::default(), Row::default(), Row::default());
-        a.beat(&host, 1_000, 0, 1, 0);
-        b.beat(&host, 2_000, 0, 1, 0);
+        a.beat(&host, 1_000, 0, &picked(1));
+        b.beat(&host, 2_000, 0, &picked(1));
         assert_eq!(held(&host), [1, 2]);
         // a goes on, b is silent, c starts later and takes b's row.
-        a.beat(&host, 4_000_000_000, 0, 2, 0);
-        c.beat(&host, 4_100_000_000, 0, 1, 0);
+        a.beat(&host, 4_000_000_000, 0, &picked(2));
+        c.beat(&host, 4_100_000_000, 0, &picked(1));
         assert_eq!(held(&host), [1, 3]);
         // b was only idle: it finds its row taken and takes a new one.
-        b.beat(&host, 4_200_000_000, 0, 2, 0);
+        b.beat(&host, 4_200_000_000, 0, &picked(2));
         assert_eq!(held(&host), [1, 3, 2]);
     }
 
@@ -123,15 +130,15 @@ mod tests {
     fn a_row_is_written_four_times_a_second_at_most() {
         let host = MemoryHost::default();
         let mut row = Row::default();
-        let picked = |host: &MemoryHost| {
+        let held = |host: &MemoryHost| {
             WorkerRow::decode(&host.shared(Key::Row(0).encode().as_ref()).unwrap().unwrap().0)
                 .unwrap()
                 .picked
         };
-        row.beat(&host, 1, 0, 1, 0);
-        row.beat(&host, 249_999_999, 0, 2, 0);
-        assert_eq!(picked(&host), 1);
-        row.beat(&host, 250_000_002, 0, 3, 0);
-        assert_eq!(picked(&host), 3);
+        row.beat(&host, 1, 0, &picked(1));
+        row.beat(&host, 249_999_999, 0, &picked(2));
+        assert_eq!(held(&host), 1);
+        row.beat(&host, 250_000_002, 0, &picked(3));
+        assert_eq!(held(&host), 3);
     }
 }

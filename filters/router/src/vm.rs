@@ -21,9 +21,8 @@ pub struct Vm {
 impl Vm {
     /// Claims a slot if the VM has none, before it has decided anything; moves its beat otherwise.
     pub fn claim(&mut self, host: &impl Host, config: u64, now_ns: u64) {
-        let Report { picked, fell_back, .. } = self.report;
         let is_new = self.row.identity().is_none();
-        self.row.beat(host, now_ns, config, picked, fell_back);
+        self.row.beat(host, now_ns, config, &self.report);
         if is_new {
             // What becomes of this request is told when it is decided.
             self.row.is_due();

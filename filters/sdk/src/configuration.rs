@@ -1,4 +1,4 @@
-//! A module's configuration: `{"name": NAME, "parameters": {...}}`.
+//! A module's configuration: `{"name": NAME, "parameters": {...}, "revision": NUMBER}`.
 
 use routing::{OutOfRange, Scorer};
 use serde::de::value::StrDeserializer;
@@ -39,11 +39,22 @@ struct Envelope {
     name: String,
     #[serde(default)]
     parameters: Map<String, Value>,
+    #[serde(default)]
+    revision: u32,
 }
 
-/// Name and scorer of a configuration.
-pub(crate) fn parse<S: Scorer + DeserializeOwned>(json: &[u8]) -> Result<(String, S), ConfigError> {
-    let Envelope { name, parameters } = serde_json::from_slice(json).map_err(ConfigError::Shape)?;
+/// A configuration that was accepted.
+pub(crate) struct Parsed<S> {
+    pub(crate) name: String,
+    /// Said with every score, so that a gateway can tell which configuration scored; 0 if not given.
+    pub(crate) revision: u32,
+    pub(crate) scorer: S,
+}
+
+/// Reads a configuration.
+pub(crate) fn parse<S: Scorer + DeserializeOwned>(json: &[u8]) -> Result<Parsed<S>, ConfigError> {
+    let Envelope { name, parameters, revision } =
+        serde_json::from_slice(json).map_err(ConfigError::Shape)?;
     let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     if !(1..=64).contains(&name.len()) || !name.bytes().all(is_plain) {
         return Err(ConfigError::Name(name));
@@ -52,7 +63,7 @@ pub(crate) fn parse<S: Scorer + DeserializeOwned>(json: &[u8]) -> Result<(String
         Err(source) => Err(ConfigError::Parameter { name, source }),
         Ok(scorer) => match scorer.check() {
             Err(source) => Err(ConfigError::Range { name, source }),
-            Ok(()) => Ok((name, scorer)),
+            Ok(()) => Ok(Parsed { name, revision, scorer }),
         },
     }
 }
@@ -164,9 +175,10 @@ mod tests {
 
     #[test]
     fn parameters_are_the_scorers_fields() {
-        let (name, two) =
-            parse::<Two>(br#"{"name":"a-1","parameters":{"names":["x"],"atMost":0.5}}"#).unwrap();
-        assert_eq!((name.as_str(), two), ("a-1", Two { at_most: 0.5, names: vec!["x".into()] }));
+        let json = br#"{"name":"a-1","parameters":{"names":["x"],"atMost":0.5},"revision":9}"#;
+        let Parsed { name, revision, scorer } = parse::<Two>(json).unwrap();
+        assert_eq!((name.as_str(), revision), ("a-1", 9));
+        assert_eq!(scorer, Two { at_most: 0.5, names: vec!["x".into()] });
         assert!(parse::<Plain>(br#"{"name":"a"}"#).is_ok());
         assert!(parse::<Plain>(br#"{"name":"a","parameters":{}}"#).is_ok());
     }

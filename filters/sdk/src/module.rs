@@ -8,7 +8,7 @@ use routing::{PickHistory, Scorer};
 use serde::de::DeserializeOwned;
 
 use crate::ConfigError;
-use crate::configuration::parse;
+use crate::configuration::{Parsed, parse};
 
 /// All that one VM knows: the scorers of its filters, and which stream belongs to which. Filters
 /// with the same code and `vm_id` share a VM, each with a root context of its own.
@@ -19,6 +19,7 @@ pub struct Module<S> {
 
 struct Configured<S> {
     property: String,
+    revision: u32,
     scorer: S,
 }
 
@@ -56,9 +57,9 @@ impl<S: Scorer + DeserializeOwned> Module<S> {
     }
 
     fn configure(&mut self, root: u32, json: &[u8]) -> Result<(), ConfigError> {
-        let (name, scorer) = parse(json)?;
+        let Parsed { name, revision, scorer } = parse(json)?;
         let property = format!("{SCORE_PROPERTY_PREFIX}{name}");
-        self.roots.insert(root, Configured { property, scorer });
+        self.roots.insert(root, Configured { property, revision, scorer });
         Ok(())
     }
 
@@ -66,7 +67,7 @@ impl<S: Scorer + DeserializeOwned> Module<S> {
     /// counts that, and the request goes on.
     pub fn on_request_headers(&self, host: &impl Host, stream: u32) {
         let configured = self.streams.get(&stream).and_then(|root| self.roots.get(root));
-        let Some(Configured { property, scorer }) = configured else { return };
+        let Some(Configured { property, revision, scorer }) = configured else { return };
         let Ok(Some(bytes)) = host.property(&[FEATURES_PROPERTY]) else { return };
         let Ok(Features { epoch, request, candidates, .. }) = Features::decode(&bytes) else {
             return;
@@ -78,7 +79,8 @@ impl<S: Scorer + DeserializeOwned> Module<S> {
             .filter_map(|(candidate, score)| Some((candidate.slot, score?)))
             .collect();
         // Refused: the score is absent, and the picker counts it.
-        let _ = host.set_property(property, &Scores { epoch, scores }.encode());
+        let _ =
+            host.set_property(property, &Scores { epoch, revision: *revision, scores }.encode());
     }
 }
 
@@ -128,7 +130,7 @@ mod tests {
     fn two_filters_of_one_vm_score_by_their_own_parameters() {
         let (a, b) = (
             host(r#"{"name":"a","parameters":{"value":0.25}}"#),
-            host(r#"{"name":"b","parameters":{"value":1}}"#),
+            host(r#"{"name":"b","parameters":{"value":1},"revision":4}"#),
         );
         let mut module = Module::<Constant>::default();
         for (root, host) in [(1, &a), (2, &b)] {
@@ -141,8 +143,8 @@ mod tests {
             publish(host);
             module.on_request_headers(host, stream);
         }
-        assert_eq!(said(&a, "a"), Some(Scores { epoch: 7, scores: vec![(3, 0.25)] }));
-        assert_eq!(said(&b, "b"), Some(Scores { epoch: 7, scores: vec![(3, 1.0)] }));
+        assert_eq!(said(&a, "a"), Some(Scores { epoch: 7, revision: 0, scores: vec![(3, 0.25)] }));
+        assert_eq!(said(&b, "b"), Some(Scores { epoch: 7, revision: 4, scores: vec![(3, 1.0)] }));
         [10, 11].into_iter().for_each(|stream| module.on_delete(stream));
         assert_eq!((module.roots.len(), module.streams.len()), (2, 0));
         [1, 2].into_iter().for_each(|root| module.on_delete(root));

@@ -3,7 +3,7 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Cell,
-    Counters, Features, Head, Key, MatrixRow, OtherGateways, Outcome, Predicted, Prediction, Trail,
+    Counters, Features, Head, Key, MatrixRow, OtherGateways, Outcome, Predicted, Prediction, ScorerRow, Trail,
     WorkerRow, join_trails,
 };
 use routing::{Candidate, RequestFeatures};
@@ -29,7 +29,9 @@ fn main() -> std::io::Result<()> {
     write("batch", batch.finish())?;
     write("bucket", [&0xAABB_CCDDu32.to_le_bytes()[..], &bucket].concat())?;
 
-    let row = WorkerRow { vm: 1, build: 2, config: 3, beat_ns: 4, picked: 5, fell_back: 6 };
+    let scorers = vec![ScorerRow { scorer: 7, revision: 8, absent: 9 }];
+    let row =
+        WorkerRow { vm: 1, build: 2, config: 3, beat_ns: 4, picked: 5, fell_back: 6, scorers };
     let ack = Ack {
         status: AckStatus::Conflict,
         head: Head { instance: 3, epoch: 2, ..Head::default() },

@@ -30,6 +30,7 @@ def record(kind, *fields):
 EPOCH = 0x0102030405060708
 head = record("H", u64(7), u64(EPOCH), u64(9), u8(1), u64(6), u32(3), u64(1_000_000_007))
 row_fields = u64(11) + u64(12) + u64(13) + u64(14) + u64(15) + u64(16)
+row_fields += u16(2) + u64(17) + u32(18) + u32(19) + u64(20) + u32(0) + u32(2)
 row = record("R", row_fields)
 directory = record(
     "D", u64(EPOCH), u16(2),
@@ -99,7 +100,7 @@ features = record(
     u16(3), text("10.0.0.1:8000"), load_known, u32(4), u32(64), u32(6), u32(96), u32(4),
     u32(8), u32(3), u64(4096),
 )
-scores = record("S", u64(EPOCH), u16(3), u16(3), f32(0.25), u16(0), f32(1.0), u16(7), f32(float("inf")))
+scores = record("S", u64(EPOCH), u32(5), u16(3), u16(3), f32(0.25), u16(0), f32(1.0), u16(7), f32(float("inf")))
 
 
 def entry(key, value):

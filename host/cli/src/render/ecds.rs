@@ -182,7 +182,8 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
                     calls: SCORER_CAPABILITIES,
                     callbacks: SCORER_CALLBACKS,
                 };
-                let own = json!({"name": scorer.name, "parameters": scorer.parameters});
+                let mut own = json!({"name": scorer.name, "parameters": scorer.parameters});
+                own["revision"] = json!(revision(file, &own));
                 wasm(&name, &loaded, own)
             }
         };
@@ -197,6 +198,15 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
         filters.push(("meter".to_owned(), wasm("meter", &loaded, configuration)));
     }
     filters
+}
+
+/// Tells a scorer's configurations apart: another module, other parameters, another number. It comes
+/// back with each of its scores.
+fn revision(file: &Path, configuration: &Value) -> u32 {
+    let text = format!("{}\n{configuration}", file.file_name().unwrap_or_default().display());
+    let digits = content_hash(text.as_bytes());
+    // Hex digits by construction; 0 is for modules that do not tell.
+    u32::from_str_radix(&digits[..8], 16).unwrap_or(1).max(1)
 }
 
 /// The discovery response that holds one filter. Its version is the hash of its content.

@@ -23,8 +23,9 @@ impl RootContext for Root {
     fn on_configure(&mut self, _: usize) -> bool {
         let json = self.get_plugin_configuration().unwrap_or_default();
         let json = String::from_utf8(json).unwrap_or_default();
-        // {"name":...,"parameters":{"does":"WORD"}}
-        self.does = json.rsplit('"').nth(1).unwrap_or_default().to_owned();
+        // {"name":...,"parameters":{"does":"WORD"},"revision":...}
+        let word = json.split("\"does\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        self.does = word.unwrap_or_default().to_owned();
         true
     }
     fn get_type(&self) -> Option<ContextType> {
@@ -44,6 +45,8 @@ impl Stream {
     fn say(&self, features: &[u8], scores: &[(u16, f32)]) {
         let mut record = vec![b'S', 1];
         record.extend(features.get(2..10).unwrap_or_default());
+        // It does not tell which configuration scored.
+        record.extend([0; 4]);
         record.extend((scores.len() as u16).to_le_bytes());
         for (slot, score) in scores {
             record.extend(slot.to_le_bytes());
