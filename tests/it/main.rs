@@ -10,6 +10,7 @@ mod engine_loss;
 mod feed_listener;
 mod gateway_restart;
 mod meter;
+mod plugins;
 mod prompts;
 mod recovery;
 mod rendering;

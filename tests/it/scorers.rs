@@ -96,7 +96,12 @@ async fn until_first(stand: &Stand, module: &str, address: &str) {
     .unwrap();
 }
 
-fn stream(stand: &Stand, protocol: Protocol, number: usize, tokens: usize) -> JoinHandle<Answer> {
+pub(crate) fn stream(
+    stand: &Stand,
+    protocol: Protocol,
+    number: usize,
+    tokens: usize,
+) -> JoinHandle<Answer> {
     let prompt = prose(&format!("stream {number}"), 500);
     let body = json!({
         "model": "tiny", "messages": [{"role": "user", "content": prompt}],

@@ -1,9 +1,10 @@
 //! Plugin configurations of the two filters, written by `wasm-epp render`.
 
-use routing::{Profile, SCORER_TYPES, WeightedScorer, scorer_of_type};
+use routing::Profiles;
+use scorers::spec::{PluginSpec, ProfileSpec, RoutingSpec, SpecError};
 use serde::Deserialize;
 
-use crate::modules::{MAX_MODULES, ModuleScorer};
+use crate::modules::Module;
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,14 @@ pub enum ConfigError {
         filter: &'static str,
         /// The parser's message.
         source: serde_json::Error,
+    },
+    /// A plugin that is not known, or refuses its parameters.
+    #[error("configuration of {filter}: {source}")]
+    Plugin {
+        /// Which filter.
+        filter: &'static str,
+        /// Plugin, key, value and range.
+        source: SpecError,
     },
     /// A value outside its range.
     #[error("configuration of {filter}: {key} is {value}, accepted is {accepted}")]
@@ -43,9 +52,44 @@ pub struct IntakeConfig {
     pub max_state_age_ms: u64,
     /// Pools this listener serves.
     pub pools: Vec<String>,
+    /// Request headers that plugins read, in lower case.
+    #[serde(default)]
+    pub headers: Vec<String>,
+    /// Labels of endpoints that plugins read.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Numeric attributes of endpoints that plugins read.
+    #[serde(default)]
+    pub attributes: Vec<String>,
+    /// How a request's session is found, where a plugin reads it.
+    #[serde(default)]
+    pub session: Option<SessionConfig>,
     /// A number that is another one when the filter was only to be loaded again.
     #[serde(default)]
     pub revision: u32,
+}
+
+/// How a request's session is found.
+#[derive(Deserialize, Clone, PartialEq, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionConfig {
+    /// What the header holds.
+    pub strategy: SessionStrategy,
+    /// The headers, in lower case; the first that is there counts.
+    pub headers: Vec<String>,
+    /// How long the binding of an identifier survives unused.
+    #[serde(default)]
+    pub ttl_seconds: Option<f32>,
+}
+
+/// What a session's header holds.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionStrategy {
+    /// The endpoint itself, as the answer before told the client.
+    EncodedEndpointHeader,
+    /// An identifier that is bound to the endpoint that served it.
+    SessionId,
 }
 
 impl IntakeConfig {
@@ -68,8 +112,19 @@ impl IntakeConfig {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RawPicker {
-    scorers: Vec<RawScorer>,
     destinations: usize,
+    // One profile in the short form ...
+    #[serde(default)]
+    filters: Vec<PluginSpec>,
+    #[serde(default)]
+    scorers: Vec<PluginSpec>,
+    #[serde(default)]
+    picker: Option<PluginSpec>,
+    // ... or several, instead of it.
+    #[serde(default)]
+    profiles: Option<Vec<ProfileSpec>>,
+    #[serde(default)]
+    profile_handler: Option<PluginSpec>,
     #[serde(default)]
     meter: bool,
     /// As intake's; it is in the configuration's hash.
@@ -77,26 +132,14 @@ struct RawPicker {
     _revision: u32,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawScorer {
-    r#type: String,
-    weight: f32,
-    name: Option<String>,
-    shadow: Option<bool>,
-}
-
-/// Type of the scorers that are filters of their own.
-const MODULE: &str = "module";
-
 /// Configuration of `picker`.
 pub struct PickerConfig {
-    /// The profile it runs.
-    pub profile: Profile,
+    /// The profiles it runs.
+    pub profiles: Profiles,
     /// Whether a meter stands behind it, which it tells what it expects and believes.
     pub has_meter: bool,
-    /// Scorers that run as filters of their own, before it.
-    pub(crate) modules: Vec<ModuleScorer>,
+    /// Plugins that run as filters of their own, before it.
+    pub(crate) modules: Vec<Module>,
     /// Hash of the configuration's bytes, reported in the worker's row.
     pub hash: u64,
 }
@@ -106,52 +149,30 @@ impl PickerConfig {
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let raw: RawPicker = serde_json::from_slice(json)
             .map_err(|source| ConfigError::Json { filter: "picker", source })?;
-        let range = |key, value: String, accepted: String| ConfigError::Range {
-            filter: "picker",
-            key,
-            value,
-            accepted,
-        };
         if !(1..=16).contains(&raw.destinations) {
-            return Err(range("destinations", raw.destinations.to_string(), "1 to 16".into()));
+            return Err(ConfigError::Range {
+                filter: "picker",
+                key: "destinations",
+                value: raw.destinations.to_string(),
+                accepted: "1 to 16".into(),
+            });
         }
-        let (mut scorers, mut modules) = (Vec::new(), Vec::<ModuleScorer>::new());
-        for RawScorer { r#type, weight, name, shadow } in raw.scorers {
-            if !(weight.is_finite() && (0.0..=1000.0).contains(&weight)) {
-                return Err(range("scorers[].weight", weight.to_string(), "0 to 1000".into()));
-            }
-            if r#type == MODULE {
-                let name = name.unwrap_or_default();
-                if !is_scorer_name(&name) || modules.iter().any(|module| module.name() == name) {
-                    let accepted = "1 to 64 of a-z, 0-9 and -, each once".into();
-                    return Err(range("scorers[].name", name, accepted));
-                }
-                modules.push(ModuleScorer::new(name, weight, shadow.unwrap_or(false)));
-                continue;
-            }
-            if name.is_some() || shadow.is_some() {
-                let accepted = format!("none but for type {MODULE}");
-                return Err(range("scorers[].name or .shadow", r#type, accepted));
-            }
-            let scorer = scorer_of_type(&r#type).ok_or_else(|| {
-                let accepted = format!("{}, {MODULE}", SCORER_TYPES.join(", "));
-                range("scorers[].type", r#type, accepted)
-            })?;
-            scorers.push(WeightedScorer { weight, scorer });
-        }
-        if modules.len() > MAX_MODULES {
-            let accepted = format!("at most {MAX_MODULES} of type {MODULE}");
-            return Err(range("scorers", modules.len().to_string(), accepted));
-        }
-        let profile = Profile { scorers, destinations: raw.destinations };
-        Ok(Self { profile, modules, has_meter: raw.meter, hash: fnv1a(json) })
+        let mut spec = match raw.profiles {
+            Some(profiles) => RoutingSpec { profiles, ..RoutingSpec::default() },
+            None => RoutingSpec::short(raw.filters, raw.scorers, raw.picker),
+        };
+        spec.profile_handler = raw.profile_handler;
+        let built = spec
+            .build(raw.destinations)
+            .map_err(|source| ConfigError::Plugin { filter: "picker", source })?;
+        let modules = built.modules.into_iter();
+        Ok(Self {
+            profiles: built.profiles,
+            modules: modules.map(|module| Module::new(module.name, module.is_shadow)).collect(),
+            has_meter: raw.meter,
+            hash: fnv1a(json),
+        })
     }
-}
-
-/// A name that is part of a property's, a counter's and a filter's.
-fn is_scorer_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// FNV-1a 64 (offset 0xcbf29ce484222325, prime 0x100000001b3).
@@ -166,37 +187,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_name_filter_key_value_and_range() {
+    fn errors_name_filter_plugin_key_value_and_range() {
         let picker = |json: &str| PickerConfig::parse(json.as_bytes()).err().unwrap().to_string();
+        let scorers = |list: &str| picker(&format!(r#"{{"scorers":[{list}],"destinations":1}}"#));
         assert_eq!(
-            picker(r#"{"scorers":[{"type":"queu","weight":1}],"destinations":3}"#),
-            "configuration of picker: scorers[].type is queu, accepted is prefix-cache, queue, kv-cache-utilization, no-hit-lru, module"
+            scorers(r#"{"type":"load-aware","parameters":{"threshold":-1}}"#),
+            "configuration of picker: scorers[0].parameters.threshold of load-aware: -1 is not accepted: expected 1 to 1000000"
         );
-        assert!(
-            picker(r#"{"scorers":[{"type":"queue","weight":-1}],"destinations":3}"#)
-                .contains("0 to 1000")
-        );
+        assert!(scorers(r#"{"type":"queu","weight":1}"#).contains("is queue meant?"));
+        assert!(scorers(r#"{"type":"queue","weight":-1}"#).contains("0 to 1000"));
         assert!(
             picker(r#"{"scorers":[],"destinations":0}"#)
                 .contains("destinations is 0, accepted is 1 to 16")
         );
         assert!(picker(r#"{"scorers":[],"destinations":1,"x":1}"#).contains("unknown field `x`"));
-        let scorers = |list: &str| picker(&format!(r#"{{"scorers":[{list}],"destinations":1}}"#));
-        let mine = r#"{"type":"module","weight":1,"name":"mine"}"#;
-        assert!(scorers(&format!("{mine},{mine}")).contains("scorers[].name is mine, accepted"));
-        assert!(
-            scorers(r#"{"type":"module","weight":1}"#).contains("scorers[].name is , accepted")
-        );
-        assert!(scorers(r#"{"type":"module","weight":1,"name":"A.b"}"#).contains("is A.b"));
-        assert!(scorers(r#"{"type":"queue","weight":1,"shadow":true}"#).contains("is queue"));
-        let many: Vec<String> = (0..17).map(|i| mine.replace("mine", &format!("m{i}"))).collect();
-        assert!(scorers(&many.join(",")).contains("scorers is 17, accepted is at most 16"));
         let intake = |json: &str| IntakeConfig::parse(json.as_bytes()).err().unwrap().to_string();
         assert!(
             intake(r#"{"maxBodyBytes":99999999,"maxStateAgeMs":1,"pools":[]}"#)
                 .contains("maxBodyBytes is 99999999")
         );
         assert!(intake("").contains("configuration of intake"));
+    }
+
+    #[test]
+    fn intake_is_told_what_plugins_read() {
+        let json = r#"{"maxBodyBytes":9,"maxStateAgeMs":1,"pools":[],"headers":["x-a"],"labels":["l"],
+            "attributes":["a"],
+            "session":{"strategy":"session_id","headers":["x-session-id"],"ttlSeconds":300}}"#;
+        let config = IntakeConfig::parse(json.as_bytes()).unwrap();
+        assert_eq!((config.headers, config.labels), (vec!["x-a".into()], vec!["l".into()]));
+        assert_eq!(config.attributes, ["a"]);
+        let session = SessionConfig {
+            strategy: SessionStrategy::SessionId,
+            headers: vec!["x-session-id".into()],
+            ttl_seconds: Some(300.0),
+        };
+        assert_eq!(config.session, Some(session));
     }
 
     #[test]

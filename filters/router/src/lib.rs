@@ -22,7 +22,7 @@ mod vm;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
 
-pub use config::{ConfigError, IntakeConfig, PickerConfig};
+pub use config::{ConfigError, IntakeConfig, PickerConfig, SessionConfig, SessionStrategy};
 pub use intake::{BodyStep, HeadersStep, Intake};
 pub use picker::Picker;
 pub use report::Report;
@@ -34,3 +34,6 @@ pub use vm::Vm;
 
 /// Header that the proxy's `override_host` policy reads: `ip:port`, comma-separated, best first.
 pub const DESTINATION_HEADER: &str = "x-gateway-destination-endpoint";
+
+/// Header that a P/D sidecar reads: the `ip:port` that computes the prompt (llm-d's name).
+pub const PREFILLER_HEADER: &str = "x-prefiller-host-port";

@@ -1,20 +1,15 @@
-//! The scores of the modules between intake and picker.
+//! What the modules between intake and picker say.
 
 use feed::{Features, SCORE_PROPERTY_PREFIX, Scores};
 use hostcalls::Host;
-use routing::GivenScores;
 use serde_json::{Map, Value, json};
 
 use crate::config::fnv1a;
 use crate::report::Report;
 
-/// Modules one picker asks at most; each costs two host calls per request.
-pub(crate) const MAX_MODULES: usize = 16;
-
-/// A scorer that runs as a filter of its own.
-pub(crate) struct ModuleScorer {
+/// A scorer, or a filter of endpoints, that runs as a filter of its own.
+pub(crate) struct Module {
     name: String,
-    weight: f32,
     is_shadow: bool,
     property: String,
     /// Hash of the name, which the worker's row has instead of it.
@@ -58,22 +53,18 @@ type Verdict = Result<Scored, Absent>;
 /// What the modules said of one request.
 #[derive(Default)]
 pub(crate) struct Said<'a> {
-    /// Scores that count.
-    pub(crate) counted: Vec<GivenScores>,
-    /// Scores that are only recorded, by module.
-    pub(crate) shadows: Vec<(&'a str, GivenScores)>,
+    /// Scores that count, by module; those of shadows are not in it.
+    pub(crate) counted: Vec<Option<Vec<Option<f32>>>>,
+    /// Scores that are only recorded, by name and index of the module.
+    pub(crate) shadows: Vec<(&'a str, usize, Vec<Option<f32>>)>,
     named: Vec<(&'a str, Verdict)>,
 }
 
-impl ModuleScorer {
-    pub(crate) fn new(name: String, weight: f32, is_shadow: bool) -> Self {
+impl Module {
+    pub(crate) fn new(name: String, is_shadow: bool) -> Self {
         let property = format!("{SCORE_PROPERTY_PREFIX}{name}");
         let hash = fnv1a(name.as_bytes());
-        Self { name, weight, is_shadow, property, hash }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+        Self { name, is_shadow, property, hash }
     }
 
     fn read(&self, host: &impl Host, report: &mut Report, features: &Features) -> Verdict {
@@ -104,7 +95,7 @@ impl ModuleScorer {
 
 /// Reads what every module said, and counts by name what is absent.
 pub(crate) fn ask<'a>(
-    modules: &'a [ModuleScorer],
+    modules: &'a [Module],
     host: &impl Host,
     report: &mut Report,
     features: &Features,
@@ -113,19 +104,20 @@ pub(crate) fn ask<'a>(
     for (at, module) in modules.iter().enumerate() {
         let said = module.read(host, report, features);
         report.scored(at, module.hash, said.as_ref().ok().map(|scored| scored.revision));
+        let mut counted = None;
         match &said {
             Err(_) => report.scores_absent(host, &module.name),
             Ok(Scored { scores, .. }) => {
                 if scores.iter().any(Option::is_none) {
                     report.scores_incomplete(host, &module.name);
                 }
-                let given = GivenScores { weight: module.weight, scores: scores.clone() };
                 match module.is_shadow {
-                    true => all.shadows.push((&module.name, given)),
-                    false => all.counted.push(given),
+                    true => all.shadows.push((&module.name, at, scores.clone())),
+                    false => counted = Some(scores.clone()),
                 }
             }
         }
+        all.counted.push(counted);
         all.named.push((&module.name, said));
     }
     report.scorers.truncate(modules.len());
@@ -133,23 +125,38 @@ pub(crate) fn ask<'a>(
 }
 
 impl Said<'_> {
+    /// The scores that count, and those of one shadow as if they did.
+    pub(crate) fn with_shadow(
+        &self,
+        at: usize,
+        scores: &[Option<f32>],
+    ) -> Vec<Option<Vec<Option<f32>>>> {
+        let mut all = self.counted.clone();
+        if let Some(of) = all.get_mut(at) {
+            *of = Some(scores.to_vec());
+        }
+        all
+    }
+
     /// By module: its score per endpoint, or why there is none.
     pub(crate) fn explanation(&self, features: &Features) -> Value {
-        let of = |scores: &[Option<f32>]| {
-            let named = features.candidates.iter().zip(scores).map(|(candidate, score)| {
-                (candidate.address.clone(), score.map_or(Value::Null, |score| json!(score)))
-            });
-            named.collect::<Map<String, Value>>()
-        };
         let modules = self.named.iter().map(|(name, said)| {
             let said = match said {
-                Ok(scored) => Value::Object(of(&scored.scores)),
+                Ok(scored) => scores_by_address(features, &scored.scores),
                 Err(absent) => json!(absent.reason()),
             };
             ((*name).to_owned(), said)
         });
         Value::Object(modules.collect())
     }
+}
+
+/// One score per endpoint's address, null where it is absent.
+pub(crate) fn scores_by_address(features: &Features, scores: &[Option<f32>]) -> Value {
+    let named = features.candidates.iter().zip(scores).map(|(candidate, score)| {
+        (candidate.address.clone(), score.map_or(Value::Null, |score| json!(score)))
+    });
+    Value::Object(named.collect::<Map<String, Value>>())
 }
 
 #[cfg(test)]
@@ -168,10 +175,10 @@ mod tests {
         let candidate = |slot| Candidate { slot, ..Candidate::default() };
         let candidates = vec![candidate(4), candidate(1)];
         let features = Features { epoch: 9, candidates, ..Features::default() };
-        let modules = [ModuleScorer::new("mine".into(), 2.0, false)];
+        let modules = [Module::new("mine".into(), false)];
         let mut report = Report::default();
         let all = ask(&modules, &host, &mut report, &features);
-        let counted: Vec<&[Option<f32>]> = all.counted.iter().map(|g| &g.scores[..]).collect();
+        let counted: Vec<&[Option<f32>]> = all.counted.iter().flatten().map(|s| &s[..]).collect();
         let count = |name: &str| host.counters.borrow().get(name).copied().unwrap_or(0);
         match expected {
             Ok(scores) => assert_eq!(counted, [scores]),

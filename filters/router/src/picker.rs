@@ -6,16 +6,17 @@ use feed::{
 };
 use hostcalls::{Expect, Host, Status};
 use routing::{
-    Candidate, Decision, GivenScores, PickHistory, Reliability, RequestFeatures, SourceState,
+    Candidate, Chance, Decision, ModuleScores, Outcome, PickHistory, Reliability, SourceState,
+    uncached_tokens,
 };
 use serde_json::{Map, Value, json};
 
-use crate::DESTINATION_HEADER;
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
 use crate::report::log_scores;
 use crate::reservations::Reservation;
 use crate::vm::Vm;
+use crate::{DESTINATION_HEADER, PREFILLER_HEADER};
 
 /// Tries to record a pick against other workers; losing all of them costs one stale rank.
 const PICK_TRIES: u32 = 4;
@@ -84,29 +85,33 @@ impl Picker {
             let Features { request, candidates, .. } = &mut features;
             vm.speculation.consult(host, own, &request.trail, candidates, now_ns);
         }
-        // Equal prefixes break ties equally, also in two VMs at once.
-        let seed = features.request.trail.first().map_or(seed, |key| u64::from(*key));
+        // Equal prefixes break ties equally, also in two VMs at once; what is drawn is not to follow
+        // the prompt.
+        let tie = features.request.trail.first().map_or(seed, |key| u64::from(*key));
+        let chance = Chance { tie, draw: seed };
         let of = |candidate: &Candidate| picks.of(candidate.slot);
         let history = PickHistory {
             any: features.candidates.iter().map(|candidate| of(candidate).0).collect(),
             cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
         };
         let said = modules::ask(&self.config.modules, host, &mut vm.report, &features);
-        let run = |given: &[GivenScores]| {
+        let run = |modules: &ModuleScores| {
             let Features { request, candidates, .. } = &features;
-            self.config.profile.run(request, candidates, &history, given, seed)
+            self.config.profiles.run(request, candidates, &history, modules, chance)
         };
         match run(&said.counted) {
-            Ok(decision) => {
-                for (name, given) in &said.shadows {
-                    let with_it = run(&[&said.counted[..], std::slice::from_ref(given)].concat());
-                    let first = with_it.as_ref().ok().and_then(|other| other.targets.first());
-                    if first != decision.targets.first() {
+            Ok(outcome) => {
+                let first = |outcome: &Outcome| outcome.primary.decision.targets.first().copied();
+                for (name, at, scores) in &said.shadows {
+                    let with_it = run(&said.with_shadow(*at, scores));
+                    if with_it.ok().as_ref().and_then(first) != first(&outcome) {
                         vm.report.shadow_differs(host, name);
                     }
                 }
-                self.apply(host, vm, &features, (&said, &decision), (picks, cas), now_ns)
+                let made = Made { said: &said, outcome: &outcome, history: &history, chance };
+                self.apply(host, vm, &features, &made, (picks, cas), now_ns)
             }
+            // The proxy's own policy routes it, also where the filters left nobody.
             Err(none) => {
                 vm.report.fell_back(host, none.reason());
                 None
@@ -136,10 +141,11 @@ impl Picker {
         host: &impl Host,
         vm: &mut Vm,
         features: &Features,
-        (said, decision): (&Said<'_>, &Decision),
+        made: &Made<'_>,
         picks: (Picks, Expect),
         now_ns: u64,
     ) -> Option<Reservation> {
+        let decision = &made.outcome.primary.decision;
         let targets: Vec<&Candidate> =
             decision.targets.iter().filter_map(|i| features.candidates.get(*i)).collect();
         let Some(first) = targets.first() else {
@@ -150,6 +156,11 @@ impl Picker {
         if host.set_request_header(DESTINATION_HEADER, Some(&list.join(","))).is_err() {
             vm.report.fell_back(host, "header_refused");
             return None;
+        }
+        if let Some(prefiller) = self.prefiller(features, made.outcome)
+            && host.set_request_header(PREFILLER_HEADER, Some(prefiller)).is_err()
+        {
+            vm.report.mishap(host, "prefiller_refused");
         }
         if let Some((_, slot)) = vm.row.identity() {
             let endpoint = EndpointHash::of(&first.address);
@@ -176,9 +187,73 @@ impl Picker {
             vm.report.lowered(host);
         }
         vm.report.picked(host, features.request.unmatched_reason.as_deref());
-        log_scores(host, || explanation(features, said, decision, &list));
+        log_scores(host, || self.explanation(features, made, &list));
         reservation
     }
+
+    /// The endpoint that is to compute the prompt for the one that answers, where a profile chose one.
+    fn prefiller<'a>(&self, features: &'a Features, outcome: &Outcome) -> Option<&'a str> {
+        let profiles = &self.config.profiles.profiles;
+        let chosen = outcome.others.iter().find(|other| {
+            profiles.get(other.profile).is_some_and(|profile| profile.name == PREFILL_PROFILE)
+        });
+        let first = chosen?.decision.targets.first()?;
+        features.candidates.get(*first).map(|candidate| candidate.address.as_str())
+    }
+
+    /// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each of the
+    /// plugins said or why it is absent, totals, choice.
+    fn explanation(&self, features: &Features, made: &Made<'_>, list: &[&str]) -> Value {
+        let Made { said, outcome, history, chance } = made;
+        let mut line = explanation(features, said, &outcome.primary.decision, list);
+        let profiles = &self.config.profiles.profiles;
+        let (Some(profile), Some(line)) =
+            (profiles.get(outcome.primary.profile), line.as_object_mut())
+        else {
+            return line;
+        };
+        let Features { request, candidates, .. } = features;
+        let explained = profile.explain(request, candidates, history, &said.counted, *chance);
+        let scorers = explained.scores.iter().filter_map(|(at, scores)| {
+            let scored = modules::scores_by_address(features, scores);
+            Some((profile.scorers.get(*at)?.name.clone(), scored))
+        });
+        line.insert("scorers".to_owned(), Value::Object(scorers.collect()));
+        let removed = candidates.iter().zip(&explained.removed).filter_map(|(candidate, by)| {
+            let filter = profile.filters.get((*by)?)?;
+            Some((candidate.address.clone(), json!(filter.name)))
+        });
+        let removed: Map<String, Value> = removed.collect();
+        if !removed.is_empty() {
+            line.insert("filtered".to_owned(), Value::Object(removed));
+        }
+        if profiles.len() > 1 {
+            line.insert("profile".to_owned(), json!(profile.name));
+        }
+        let others = outcome.others.iter().filter_map(|other| {
+            let targets = other.decision.targets.iter();
+            let addresses: Vec<&str> = targets
+                .filter_map(|i| candidates.get(*i).map(|candidate| candidate.address.as_str()))
+                .collect();
+            Some((profiles.get(other.profile)?.name.clone(), json!(addresses)))
+        });
+        let others: Map<String, Value> = others.collect();
+        if !others.is_empty() {
+            line.insert("others".to_owned(), Value::Object(others));
+        }
+        Value::Object(std::mem::take(line))
+    }
+}
+
+/// Profile whose endpoint computes the prompt for another one.
+const PREFILL_PROFILE: &str = "prefill";
+
+/// A decision and what it was made of.
+struct Made<'a> {
+    said: &'a Said<'a>,
+    outcome: &'a Outcome,
+    history: &'a PickHistory,
+    chance: Chance,
 }
 
 /// Gives each candidate the reliability that its predictions earned. A value that is missing or
@@ -246,13 +321,6 @@ fn record(
     false
 }
 
-/// Prompt tokens that the endpoint will have to compute, by estimate.
-fn uncached_tokens(request: &RequestFeatures, target: &Candidate) -> u64 {
-    let (all, matched) = (u64::from(request.prompt_tokens), &target.matched);
-    let sent = all * u64::from(matched.speculative_strides) / u64::from(request.strides.max(1));
-    all.saturating_sub(sent.max(u64::from(matched.gpu_tokens)))
-}
-
 /// Candidates' numbers by address, but for zeros.
 fn by_address(features: &Features, of: impl Fn(&Candidate) -> u32) -> Map<String, Value> {
     let numbers = features.candidates.iter().map(|candidate| (candidate, of(candidate)));
@@ -260,8 +328,7 @@ fn by_address(features: &Features, of: impl Fn(&Candidate) -> u32) -> Map<String
     nonzero.map(|(candidate, number)| (candidate.address.clone(), json!(number))).collect()
 }
 
-/// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each scorer
-/// module said or why it is absent, totals, choice.
+/// The part that says nothing of profiles.
 fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: &[&str]) -> Value {
     let held = by_address(features, |candidate| candidate.matched.gpu_blocks);
     let totals: Map<String, Value> = features

@@ -200,6 +200,9 @@ pub struct RequestFeatures {
     pub slo_ttft_ms: Option<f32>,
     /// Longest time per output token that its client accepts.
     pub slo_tpot_ms: Option<f32>,
+    /// Labels of the endpoint that the request's first profile chose, for those after it. Not on the
+    /// wire: it is known while profiles run.
+    pub peer_labels: Vec<(String, String)>,
 }
 
 impl RequestFeatures {
@@ -207,6 +210,14 @@ impl RequestFeatures {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
+}
+
+/// Prompt tokens that the endpoint will have to compute, by estimate: those it neither holds nor was
+/// just sent.
+pub fn uncached_tokens(request: &RequestFeatures, candidate: &Candidate) -> u64 {
+    let (all, matched) = (u64::from(request.prompt_tokens), &candidate.matched);
+    let sent = all * u64::from(matched.speculative_strides) / u64::from(request.strides.max(1));
+    all.saturating_sub(sent.max(u64::from(matched.gpu_tokens)))
 }
 
 /// When each candidate was last picked, in picks (not time): higher is later, 0 is never.

@@ -1,4 +1,4 @@
-//! Endpoints, scorers, profiles and the decision with its explanation.
+//! Endpoints, the traits of plugins, profiles and the decision with its explanation.
 //!
 //! Everything here is pure: a snapshot of the candidates, a request and a seed go in, a value that
 //! says what and why comes out. Nothing here logs, reads a clock or knows proxy-wasm.
@@ -8,15 +8,21 @@
 )]
 
 mod endpoint;
+mod parameters;
+mod plugin;
 mod profile;
-mod scorers;
+mod profiles;
 
 pub use endpoint::{
     AdapterState, Candidate, EndpointSlot, InFlight, Load, PickHistory, PrefixMatch, Rates,
-    Reliability, RequestFeatures, SourceState,
+    Reliability, RequestFeatures, SourceState, uncached_tokens,
 };
-pub use profile::{Decision, GivenScores, NoDecision, Profile, WeightedScorer};
-pub use scorers::{
-    KvCacheUtilization, NoHitLru, OutOfRange, PrefixCache, Queue, SCORER_TYPES, Scorer,
-    effective_waiting, scorer_of_type,
+pub use parameters::{ParameterError, read_parameters};
+pub use plugin::{
+    Chance, EndpointFilter, Needs, OutOfRange, Picked, Picker, Scorer, SessionSource, median,
 };
+pub use profile::{
+    Decision, Explained, KeptBy, ModuleScores, NamedFilter, NoDecision, Profile, ScoredBy,
+    WeightedScorer,
+};
+pub use profiles::{Chosen, Handler, Outcome, Profiles};

@@ -1,35 +1,59 @@
 //! A profile: filters, weighted scorers, one picker; and the decision it makes.
 
-use std::cmp::Ordering;
+use crate::{
+    Candidate, Chance, EndpointFilter, PickHistory, Picker, RequestFeatures, Scorer, median,
+};
 
-use crate::scorers::median;
-use crate::{Candidate, PickHistory, RequestFeatures, Scorer};
+/// From which score on a module that filters keeps a candidate.
+const KEEPS_FROM: f32 = 0.5;
 
-/// Totals closer than this are a tie. Weighted sums of f32 shares differ in the last bits by order
-/// of addition; no scorer means a difference this small.
-const TIE: f32 = 1e-5;
+/// What modules outside said, by their index: one score per candidate, or nothing.
+pub type ModuleScores = [Option<Vec<Option<f32>>>];
+
+/// Who gives a scorer's scores.
+pub enum ScoredBy {
+    /// This code.
+    Own(Box<dyn Scorer>),
+    /// The module of this index.
+    Module(usize),
+}
+
+/// Who says which candidates stay.
+pub enum KeptBy {
+    /// This code.
+    Own(Box<dyn EndpointFilter>),
+    /// The module of this index: from 0.5 on a candidate stays, and without a score.
+    Module(usize),
+}
 
 /// A scorer with its weight in the profile.
 pub struct WeightedScorer {
+    /// Its name in explanations.
+    pub name: String,
     /// Finite and not negative.
     pub weight: f32,
     /// The scorer.
-    pub scorer: Box<dyn Scorer>,
+    pub scorer: ScoredBy,
 }
 
-/// Scores that somebody outside the profile gave, such as a scorer module.
-#[derive(Clone, PartialEq, Debug)]
-pub struct GivenScores {
-    /// Finite and not negative.
-    pub weight: f32,
-    /// One score per candidate, in their order; absent ones as [`Scorer::score`] has them.
-    pub scores: Vec<Option<f32>>,
+/// A filter with its name.
+pub struct NamedFilter {
+    /// Its name in explanations.
+    pub name: String,
+    /// The filter.
+    pub filter: KeptBy,
 }
 
 /// Filters candidates, scores them, and lists the best.
 pub struct Profile {
+    /// Its name, unique among the profiles.
+    pub name: String,
+    /// Filters, each on what the one before left.
+    pub filters: Vec<NamedFilter>,
     /// Scorers in configuration order.
     pub scorers: Vec<WeightedScorer>,
+    /// Orders what was scored.
+    pub picker: Box<dyn Picker>,
     /// Destinations per decision: one per attempt the proxy may make.
     pub destinations: usize,
 }
@@ -47,6 +71,15 @@ pub struct Decision {
     pub was_cold: bool,
 }
 
+/// What each plugin of the profile itself made of a request.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Explained {
+    /// The filter that removed each candidate, by its index; who is not ready is not in it.
+    pub removed: Vec<Option<usize>>,
+    /// Per scorer of its own its index and one score per candidate.
+    pub scores: Vec<(usize, Vec<Option<f32>>)>,
+}
+
 /// Why there is no decision.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NoDecision {
@@ -54,6 +87,10 @@ pub enum NoDecision {
     NoCandidates,
     /// No endpoint is ready.
     NoneReady,
+    /// The filters left none.
+    Filtered,
+    /// The request names a profile that there is not.
+    UnknownProfile,
 }
 
 impl NoDecision {
@@ -62,13 +99,63 @@ impl NoDecision {
         match self {
             Self::NoCandidates => "no_candidates",
             Self::NoneReady => "none_ready",
+            Self::Filtered => "filtered",
+            Self::UnknownProfile => "unknown_profile",
         }
     }
 }
 
+/// The candidates that are left, with their indices among all.
+struct Left {
+    indices: Vec<usize>,
+    candidates: Vec<Candidate>,
+    history: PickHistory,
+}
+
+impl Left {
+    fn ready(candidates: &[Candidate], history: &PickHistory) -> Self {
+        let ready = candidates.iter().enumerate().filter(|(_, candidate)| candidate.load.is_ready);
+        let (indices, candidates): (Vec<usize>, Vec<Candidate>) =
+            ready.map(|(i, candidate)| (i, candidate.clone())).unzip();
+        let of = |values: &[u64]| -> Vec<u64> {
+            indices.iter().map(|i| values.get(*i).copied().unwrap_or(0)).collect()
+        };
+        let history = PickHistory { any: of(&history.any), cold: of(&history.cold) };
+        Self { indices, candidates, history }
+    }
+
+    /// Keeps those that `keep` says to, and tells the indices of the others.
+    fn retain(&mut self, keep: &[bool]) -> Vec<usize> {
+        let stays = |at: usize| keep.get(at).copied().unwrap_or(true);
+        let removed: Vec<usize> = (0..self.indices.len())
+            .filter(|at| !stays(*at))
+            .filter_map(|at| self.indices.get(at).copied())
+            .collect();
+        if removed.is_empty() {
+            return removed;
+        }
+        fn retain<T>(list: &mut Vec<T>, stays: impl Fn(usize) -> bool) {
+            let mut at = 0;
+            list.retain(|_| {
+                at += 1;
+                stays(at - 1)
+            });
+        }
+        retain(&mut self.indices, stays);
+        retain(&mut self.candidates, stays);
+        retain(&mut self.history.any, stays);
+        retain(&mut self.history.cold, stays);
+        removed
+    }
+
+    /// Scores of all candidates, for those that are left.
+    fn of<'a>(&self, scores: &'a [Option<f32>]) -> impl Iterator<Item = Option<f32>> + use<'a, '_> {
+        self.indices.iter().map(|i| scores.get(*i).copied().flatten())
+    }
+}
+
 impl Profile {
-    /// Decides, by the profile's own scorers and by what others `given`. `seed` breaks the ties that
-    /// load and pick history leave.
+    /// Decides, by the profile's own plugins and by what `modules` said.
     ///
     /// Scores are clamped to 0..=1, weighted and summed, not normalised (llm-d,
     /// `pkg/epp/scheduling/scheduler_profile.go`). Unknown is not zero: a candidate whose score is
@@ -78,58 +165,107 @@ impl Profile {
         request: &RequestFeatures,
         candidates: &[Candidate],
         history: &PickHistory,
-        given: &[GivenScores],
-        seed: u64,
+        modules: &ModuleScores,
+        chance: Chance,
     ) -> Result<Decision, NoDecision> {
         if candidates.is_empty() {
             return Err(NoDecision::NoCandidates);
         }
-        let ready: Vec<usize> = candidates
-            .iter()
-            .enumerate()
-            .filter_map(|(i, candidate)| candidate.load.is_ready.then_some(i))
-            .collect();
-        if ready.is_empty() {
+        let mut left = Left::ready(candidates, history);
+        if left.indices.is_empty() {
             return Err(NoDecision::NoneReady);
         }
-        let kept: Vec<Candidate> =
-            ready.iter().filter_map(|i| candidates.get(*i).cloned()).collect();
-        let pick = |values: &[u64]| -> Vec<u64> {
-            ready.iter().map(|i| values.get(*i).copied().unwrap_or(0)).collect()
-        };
-        let kept_history = PickHistory { any: pick(&history.any), cold: pick(&history.cold) };
-
-        let mut sums = vec![0f32; kept.len()];
-        for WeightedScorer { weight, scorer } in &self.scorers {
-            add(&mut sums, *weight, scorer.score(request, &kept, &kept_history));
+        let was_cold = !left.candidates.iter().any(|candidate| candidate.matched.is_hit());
+        for filter in &self.filters {
+            left.retain(&filter.keep(request, &left, modules, chance));
+            if left.indices.is_empty() {
+                return Err(NoDecision::Filtered);
+            }
         }
-        for GivenScores { weight, scores } in given {
-            let of_kept = ready.iter().map(|i| scores.get(*i).copied().flatten()).collect();
-            add(&mut sums, *weight, of_kept);
+        let mut sums = vec![0f32; left.indices.len()];
+        for WeightedScorer { weight, scorer, .. } in &self.scorers {
+            match scorer {
+                ScoredBy::Own(scorer) => {
+                    let scores = scorer.score(request, &left.candidates, &left.history);
+                    add(&mut sums, *weight, scores);
+                }
+                ScoredBy::Module(module) => {
+                    if let Some(Some(scores)) = modules.get(*module) {
+                        add(&mut sums, *weight, left.of(scores).collect());
+                    }
+                }
+            }
         }
-
-        let order = ranked(&sums, &kept, &kept_history, seed);
+        let picked = self.picker.pick(&sums, &left.candidates, &left.history, chance);
         let mut totals = vec![None; candidates.len()];
-        for (i, sum) in ready.iter().zip(&sums) {
+        for (i, sum) in left.indices.iter().zip(&sums) {
             if let Some(total) = totals.get_mut(*i) {
                 *total = Some(*sum);
             }
         }
-        let sum_at = |rank: usize| order.get(rank).and_then(|i| sums.get(*i)).copied();
-        let was_tie = match (sum_at(0), sum_at(1)) {
-            (Some(first), Some(second)) => (first - second).abs() <= TIE,
-            _ => false,
-        };
+        let targets = picked.order.iter().take(self.destinations.max(1));
         Ok(Decision {
-            targets: order
-                .iter()
-                .take(self.destinations.max(1))
-                .filter_map(|i| ready.get(*i).copied())
-                .collect(),
+            targets: targets.filter_map(|i| left.indices.get(*i).copied()).collect(),
             totals,
-            was_tie,
-            was_cold: !kept.iter().any(|candidate| candidate.matched.is_hit()),
+            was_tie: picked.was_tie,
+            was_cold,
         })
+    }
+
+    /// What the plugins said of a request, for people: the same again, as plugins are pure, so that
+    /// a request nobody looks at does not pay for it.
+    pub fn explain(
+        &self,
+        request: &RequestFeatures,
+        candidates: &[Candidate],
+        history: &PickHistory,
+        modules: &ModuleScores,
+        chance: Chance,
+    ) -> Explained {
+        let mut left = Left::ready(candidates, history);
+        let mut removed = vec![None; candidates.len()];
+        for (number, filter) in self.filters.iter().enumerate() {
+            for i in left.retain(&filter.keep(request, &left, modules, chance)) {
+                if let Some(by) = removed.get_mut(i) {
+                    *by = Some(number);
+                }
+            }
+        }
+        let scores = self.scorers.iter().enumerate().filter_map(|(number, weighted)| {
+            let ScoredBy::Own(scorer) = &weighted.scorer else { return None };
+            let mut all = vec![None; candidates.len()];
+            let scores = scorer.score(request, &left.candidates, &left.history);
+            for (i, score) in left.indices.iter().zip(scores) {
+                if let Some(of) = all.get_mut(*i) {
+                    *of = score;
+                }
+            }
+            Some((number, all))
+        });
+        Explained { removed, scores: scores.collect() }
+    }
+}
+
+impl NamedFilter {
+    fn keep(
+        &self,
+        request: &RequestFeatures,
+        left: &Left,
+        modules: &ModuleScores,
+        chance: Chance,
+    ) -> Vec<bool> {
+        match &self.filter {
+            KeptBy::Own(filter) => filter.keep(request, &left.candidates, &left.history, chance),
+            KeptBy::Module(module) => match modules.get(*module) {
+                Some(Some(scores)) => {
+                    let keeps = |score: Option<f32>| {
+                        !score.is_some_and(|score| score.is_finite() && score < KEEPS_FROM)
+                    };
+                    left.of(scores).map(keeps).collect()
+                }
+                _ => Vec::new(),
+            },
+        }
     }
 }
 
@@ -144,55 +280,3 @@ fn add(sums: &mut [f32], weight: f32, mut scores: Vec<Option<f32>>) {
         *sum += weight * score.unwrap_or(median);
     }
 }
-
-/// Order of the candidates: best total; within a tie the least loaded, then the one picked longest
-/// ago, then at random. Position never decides.
-fn ranked(sums: &[f32], kept: &[Candidate], history: &PickHistory, seed: u64) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..kept.len()).collect();
-    let sum = |i: usize| sums.get(i).copied().unwrap_or(0.0);
-    order.sort_by(|a, b| sum(*b).total_cmp(&sum(*a)));
-    let mut ranked = Vec::with_capacity(order.len());
-    let mut rest = order.as_slice();
-    // Cut into runs of ties: "within TIE" is no order of its own, so it cannot be the comparator.
-    while let Some(first) = rest.first() {
-        let run = rest.iter().take_while(|i| sum(*first) - sum(**i) <= TIE).count().max(1);
-        let (tied, later) = rest.split_at(run.min(rest.len()));
-        let mut tied = tied.to_vec();
-        tied.sort_by(|a, b| {
-            by_load(kept.get(*a), kept.get(*b))
-                .then_with(|| last(history, *a).cmp(&last(history, *b)))
-                .then_with(|| mix(seed, *a).cmp(&mix(seed, *b)))
-        });
-        ranked.extend(tied);
-        rest = later;
-    }
-    ranked
-}
-
-fn by_load(a: Option<&Candidate>, b: Option<&Candidate>) -> Ordering {
-    let key = |candidate: Option<&Candidate>| {
-        candidate.map(|c| {
-            let (waiting, in_flight) = (c.load.waiting.unwrap_or(0), c.in_flight);
-            let running = c.load.running.unwrap_or(0);
-            // What is in flight waits or runs, and may not have been reported yet.
-            let busy = running.max(in_flight.requests.saturating_sub(waiting));
-            (waiting, busy, in_flight.requests, in_flight.tokens)
-        })
-    };
-    key(a).cmp(&key(b))
-}
-
-fn last(history: &PickHistory, i: usize) -> u64 {
-    history.any.get(i).copied().unwrap_or(0)
-}
-
-/// SplitMix64's finalizer (Steele, Lea, Flood 2014) over seed and index.
-fn mix(seed: u64, i: usize) -> u64 {
-    let mut z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-#[cfg(test)]
-mod tests;

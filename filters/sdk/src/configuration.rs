@@ -1,9 +1,8 @@
 //! A module's configuration: `{"name": NAME, "parameters": {...}, "revision": NUMBER}`.
 
-use routing::{OutOfRange, Scorer};
-use serde::de::value::StrDeserializer;
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
-use serde::{Deserialize, forward_to_deserialize_any};
+use routing::{OutOfRange, Scorer, read_parameters};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Error, Map, Value};
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
@@ -59,82 +58,12 @@ pub(crate) fn parse<S: Scorer + DeserializeOwned>(json: &[u8]) -> Result<Parsed<
     if !(1..=64).contains(&name.len()) || !name.bytes().all(is_plain) {
         return Err(ConfigError::Name(name));
     }
-    match S::deserialize(Parameters(parameters)) {
+    match read_parameters::<S>(parameters) {
         Err(source) => Err(ConfigError::Parameter { name, source }),
         Ok(scorer) => match scorer.check() {
             Err(source) => Err(ConfigError::Range { name, source }),
             Ok(()) => Ok(Parsed { name, revision, scorer }),
         },
-    }
-}
-
-/// Reads a struct and refuses what it has no field for, whatever its author derived, and puts the
-/// key before every message. serde's own `deny_unknown_fields` is easily forgotten, and its errors of
-/// type name no key.
-struct Parameters(Map<String, Value>);
-
-impl<'de> Deserializer<'de> for Parameters {
-    type Error = Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_map(Pairs { rest: self.0.into_iter(), next: None })
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        if let Some(key) = self.0.keys().find(|key| !fields.contains(&key.as_str())) {
-            return Err(match fields {
-                [] => Error::custom(format!("unknown key `{key}`, there are none")),
-                known => {
-                    Error::custom(format!("unknown key `{key}`, expected {}", known.join(", ")))
-                }
-            });
-        }
-        self.deserialize_any(visitor)
-    }
-
-    // A scorer without parameters may be a unit struct.
-    fn deserialize_unit_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        match self.0.keys().next() {
-            Some(key) => Err(Error::custom(format!("unknown key `{key}`, there are none"))),
-            None => visitor.visit_unit(),
-        }
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
-        unit newtype_struct seq tuple tuple_struct map enum identifier ignored_any
-    }
-}
-
-struct Pairs {
-    rest: serde_json::map::IntoIter,
-    next: Option<(String, Value)>,
-}
-
-impl<'de> MapAccess<'de> for Pairs {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Error> {
-        self.next = self.rest.next();
-        let Some((key, _)) = &self.next else { return Ok(None) };
-        seed.deserialize(StrDeserializer::<Error>::new(key)).map(Some)
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        let Some((key, value)) = self.next.take() else { return Err(Error::custom("no value")) };
-        seed.deserialize(value).map_err(|source| Error::custom(format!("{key}: {source}")))
     }
 }
 

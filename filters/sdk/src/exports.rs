@@ -70,6 +70,15 @@ macro_rules! scorer {
     };
 }
 
+/// Packages an [`EndpointFilter`](crate::EndpointFilter) as a proxy-wasm module: it says 1 of the
+/// endpoints that stay and 0 of the others. The picker's configuration names it among `filters`.
+#[macro_export]
+macro_rules! filter {
+    ($filter:ty) => {
+        $crate::scorer!($crate::Filtering<$filter>);
+    };
+}
+
 /// What the exports do; public for the macro only.
 pub mod glue {
     use std::cell::RefCell;

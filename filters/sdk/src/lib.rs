@@ -45,6 +45,7 @@
 
 mod configuration;
 mod exports;
+mod filtering;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod fixtures;
 mod module;
@@ -52,8 +53,9 @@ mod module;
 pub use configuration::ConfigError;
 #[doc(hidden)]
 pub use exports::glue;
+pub use filtering::Filtering;
 pub use module::Module;
 pub use routing::{
-    Candidate, InFlight, Load, OutOfRange, PickHistory, PrefixMatch, RequestFeatures, Scorer,
-    SourceState,
+    Candidate, Chance, EndpointFilter, InFlight, Load, Needs, OutOfRange, PickHistory, PrefixMatch,
+    RequestFeatures, Scorer, SourceState,
 };

@@ -54,6 +54,25 @@ fn a_wrong_configuration_is_64_and_says_where() {
 }
 
 #[test]
+fn a_wrong_plugin_is_64_and_named_with_key_value_and_range() {
+    for (routing, expected) in [
+        (
+            "{scorers: [{type: load-aware, parameters: {threshold: 0}}]}",
+            "c.yaml: routing.scorers[0].parameters.threshold of load-aware: 0 is not accepted: expected 1 to 1000000",
+        ),
+        ("{filters: [{type: utilisation}]}", "context-length-aware, module; is utilization meant?"),
+    ] {
+        for command in [&RENDER[..], &["serve", "--config", "c.yaml"]] {
+            let folder = folder(&format!("{GOOD}\nrouting: {routing}\n"));
+            let output = run(folder.path(), command);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(64), "{output:?}");
+            assert!(stderr.contains(expected), "{stderr}");
+        }
+    }
+}
+
+#[test]
 fn new_scorer_writes_a_project_once() {
     let folder = folder(GOOD);
     let first = run(folder.path(), &["new-scorer", "mine", "--path", "a/b"]);
@@ -114,7 +133,7 @@ fn the_example_configuration_loads_and_says_the_defaults() {
     assert!(example.warnings.is_empty(), "{:?}", example.warnings);
     let folder = folder(GOOD);
     let default = wasm_epp::config::load(folder.path().join("c.yaml")).expect("accepted");
-    assert_eq!(example.routing.scorers, default.routing.scorers);
+    assert_eq!(example.routing.spec, default.routing.spec);
     let numbers = |config: &wasm_epp::config::Config| {
         (
             (config.admin, config.envoy.listen, config.envoy.admin, config.envoy.feed_mode),

@@ -207,6 +207,74 @@ fn envoy_serves_when_the_router_module_refuses_its_configuration() {
     serves_without_the_router(Rendering::of(Configure::Refuse), |_| {});
 }
 
+/// The configuration of a rendered filter, as Envoy hands it over.
+fn configuration(rendered: &Rendered, filter: &str) -> serde_json::Value {
+    let text = fs::read_to_string(rendered.dir.join(format!("ecds/{filter}.yaml"))).expect("file");
+    let resource: serde_json::Value = serde_saphyr::from_str(&text).expect("YAML");
+    let config = &resource["resources"][0]["typed_config"]["config"]["configuration"]["value"];
+    serde_json::from_str(config.as_str().expect("text")).expect("JSON")
+}
+
+#[test]
+fn profiles_and_what_plugins_read_are_rendered_as_the_gateway_reads_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write_config(folder.path(), echo_engine(), &guest(Configure::Accept), 2);
+    let text = fs::read_to_string(&file).expect("written");
+    fs::write(folder.path().join("modules/mine.wasm"), guest(Configure::Accept)).expect("written");
+    let render = |routing: &str| {
+        let text =
+            text.replace("routing: {retries: 2}", &format!("routing:\n  retries: 2\n{routing}"));
+        fs::write(&file, text).expect("written");
+        let config = config::load(&file).expect("a good configuration");
+        let rendered = render::envoy(&config, &folder.path().join("out")).expect("rendered");
+        let [intake, picker] = ["intake", "picker"].map(|name| configuration(&rendered, name));
+        // Both sides read one format.
+        router::IntakeConfig::parse(intake.to_string().as_bytes()).expect("the gateway's intake");
+        router::PickerConfig::parse(picker.to_string().as_bytes()).expect("the gateway's picker");
+        (intake, picker)
+    };
+    let (intake, picker) = render("");
+    assert_eq!(intake.as_object().expect("keys").len(), 3, "{intake}");
+    let expected = serde_json::json!({"destinations": 3, "scorers": [
+        {"type": "prefix-cache", "weight": 3.0}, {"type": "queue", "weight": 2.0},
+        {"type": "kv-cache-utilization", "weight": 2.0}, {"type": "no-hit-lru", "weight": 2.0},
+    ]});
+    assert_eq!(picker, expected);
+
+    let module = "type: module, name: mine, module: modules/mine.wasm, parameters: {a: 1}";
+    let (intake, picker) = render(&format!(
+        "  profiles:
+  - name: decode
+    filters: [{{type: role, parameters: {{role: decode}}}}]
+    scorers: [{{{module}, weight: 2, needs: {{headers: [X-Mine]}}}}]
+    picker: {{type: weighted-random}}
+  - name: prefill
+    scorers:
+    - {{type: module, name: mine}}
+    - {{type: endpoint-attribute, parameters: {{attributeKey: power, algorithm: {{type: linear_lower_is_better}}}}}}
+    - {{type: session-affinity, parameters: {{strategy: session_id}}}}
+  profileHandler: {{type: header, parameters: {{header: EPP-Profile}}}}
+"
+    ));
+    assert_eq!(intake["headers"], serde_json::json!(["epp-profile", "x-mine", "x-session-id"]));
+    assert_eq!(intake["labels"], serde_json::json!(["llm-d.ai/role"]));
+    assert_eq!(intake["attributes"], serde_json::json!(["power"]));
+    let session = serde_json::json!(
+        {"strategy": "session_id", "headers": ["x-session-id"], "ttlSeconds": 300.0}
+    );
+    assert_eq!(intake["session"], session);
+    assert_eq!(picker["profiles"][0]["picker"], serde_json::json!({"type": "weighted-random"}));
+    assert_eq!(picker["profileHandler"]["type"], "header");
+    // The module is loaded once, and its parameters are its own.
+    let mine = &picker["profiles"][0]["scorers"][0];
+    assert!(mine["name"] == "mine" && mine["parameters"].is_null(), "{mine}");
+    let place = |number| {
+        let path = folder.path().join(format!("out/ecds/scorer-{number}.yaml"));
+        fs::read_to_string(path).expect("rendered").contains("mine")
+    };
+    assert_eq!([place(0), place(1)], [true, false]);
+}
+
 /// A folder with a configuration whose meter takes this share of the requests.
 fn metered(share: f64, meter: Option<&[u8]>) -> (TempDir, Result<Rendered, RenderError>) {
     let folder = tempfile::tempdir().expect("a folder");

@@ -10,7 +10,8 @@ use hostcalls::memory::MemoryHost;
 use prefix::{KeyChain, Namespace, match_prefix};
 use prompt::Api;
 use router::{Intake, IntakeConfig, StateError, View, Vm};
-use routing::{PickHistory, PrefixCache, Scorer, SourceState};
+use routing::{PickHistory, Scorer, SourceState};
+use scorers::scorer::PrefixCache;
 
 use super::http::Server;
 use super::text::Text;
@@ -127,8 +128,11 @@ impl Gateway {
         intake.decide(host, &mut Vm::default(), Api::Completions, now_ns);
         let published = host.properties.borrow()[feed::FEATURES_PROPERTY].clone();
         let features = feed::Features::decode(&published).unwrap();
-        let scores =
-            PrefixCache.score(&features.request, &features.candidates, &PickHistory::default());
+        let scores = PrefixCache::default().score(
+            &features.request,
+            &features.candidates,
+            &PickHistory::default(),
+        );
         let candidates = features.candidates.into_iter().map(|candidate| candidate.address);
         candidates.zip(scores).filter_map(|(address, score)| Some((address, score?))).collect()
     }

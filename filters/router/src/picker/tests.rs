@@ -130,3 +130,62 @@ fn wrong_predictions_count_against_their_endpoint_and_show() {
     host.set_shared(Key::Accuracy(3).encode().as_ref(), b"junk", Expect::Anything).unwrap();
     assert!(pick(&host, true, &features()).0["prefix_weight_lowered"].is_null());
 }
+
+/// First destinations of one prompt, by this picker, over many requests.
+fn firsts(picker: &str) -> std::collections::BTreeSet<String> {
+    let config = format!(r#"{{"destinations":1,"scorers":[],"picker":{{"type":"{picker}"}}}}"#);
+    let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
+    let mut features = features();
+    features.request.trail = vec![7, 8];
+    for candidate in &mut features.candidates {
+        candidate.matched = PrefixMatch::default();
+    }
+    let first = |seed| {
+        // A gateway of its own for each, so that no pick is remembered.
+        let host = MemoryHost::default();
+        host.set_property(FEATURES_PROPERTY, &features.encode()).unwrap();
+        assert!(picker.pick(&host, &mut Vm::default(), seed, 1).is_some());
+        String::from_utf8(host.request_header(DESTINATION_HEADER).unwrap().unwrap()).unwrap()
+    };
+    (0..64).map(first).collect()
+}
+
+#[test]
+fn ties_of_a_prompt_are_broken_equally_and_draws_are_not() {
+    assert_eq!(firsts("max-score").len(), 1);
+    // Three are ready; 64 draws miss one of them with a chance of 3 (2/3)^64, and the seeds are fixed.
+    assert_eq!(firsts("random").len(), 3);
+    assert_eq!(firsts("weighted-random").len(), 3);
+}
+
+#[test]
+fn each_plugins_part_in_a_decision_is_told() {
+    let host = MemoryHost::default();
+    let config = r#"{"destinations":3,
+        "filters":[{"type":"prefix-cache-affinity","parameters":{"affinityThreshold":0.7}}],
+        "scorers":[{"type":"prefix-cache","weight":4},{"type":"active-request","name":"flight"}]}"#;
+    let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
+    host.set_property(FEATURES_PROPERTY, &features().encode()).unwrap();
+    assert!(picker.pick(&host, &mut Vm::default(), 1, 1).is_some());
+    let lines = host.lines.borrow();
+    let line = lines.last().unwrap().1.strip_prefix("Got pod scores ").unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    let by = "prefix-cache-affinity";
+    assert_eq!(line["filtered"], json!({"b": by, "mute": by}), "away was no candidate");
+    let of = |score: f32| json!({"a": score, "b": null, "mute": null, "away": null});
+    assert_eq!(line["scorers"], json!({"prefix-cache": of(0.8), "flight": of(1.0)}));
+    assert_eq!(line["picked"], json!(["a"]));
+}
+
+#[test]
+fn filters_that_leave_nobody_leave_the_request_to_the_proxy() {
+    let host = MemoryHost::default();
+    let config =
+        r#"{"destinations":3,"filters":[{"type":"role","parameters":{"role":"prefill"}}]}"#;
+    let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
+    host.set_property(FEATURES_PROPERTY, &features().encode()).unwrap();
+    assert!(picker.pick(&host, &mut Vm::default(), 1, 1).is_none());
+    assert_eq!(host.request_header(DESTINATION_HEADER).unwrap(), None);
+    let counters = host.counters.borrow();
+    assert_eq!(counters.get("wasm_epp_requests_fallback_filtered_total"), Some(&1));
+}

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use super::address;
 use super::error::Refused;
+use super::plugins::routing;
 use super::raw::{
-    Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawRouting, RawScorer,
-    RawSnapshot,
+    Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawSnapshot,
 };
 use super::{
-    BUFFER_LIMIT_BYTES, Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway,
-    MAX_MODULE_PLACES, MODULE_TYPE, Meter, Metrics, Model, ModelSource, Pool, Routing,
-    SCORER_TYPES, Scorer, ScorerModule, Snapshot,
+    Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics, Model, ModelSource,
+    Pool, Snapshot,
 };
 
 /// Envoy's own names of its log levels.
@@ -305,100 +304,11 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
     })
 }
 
-fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> {
-    let mut seen = HashSet::new();
-    let mut names = HashSet::new();
-    let (mut scorers, mut modules) = (Vec::new(), Vec::new());
-    let most = MAX_MODULE_PLACES as i64;
-    let module_places: usize = within("routing.modulePlaces", raw.module_places, 0, most)?;
-    for (i, scorer) in raw.scorers.into_iter().enumerate() {
-        let key = format!("routing.scorers[{i}]");
-        if !(scorer.weight.is_finite() && scorer.weight >= 0.0) {
-            let expected = "a finite number that is at least 0";
-            return Err(Refused::new(format!("{key}.weight"), scorer.weight, expected));
-        }
-        if scorer.kind == MODULE_TYPE {
-            if modules.len() == module_places {
-                let expected = "no more modules than routing.modulePlaces";
-                return Err(Refused { key, value: MODULE_TYPE.into(), expected: expected.into() });
-            }
-            modules.push(scorer_module(&key, scorer, &mut names, base)?);
-            continue;
-        }
-        let Some(kind) = SCORER_TYPES.into_iter().find(|kind| *kind == scorer.kind) else {
-            let expected = format!("one of {}, {MODULE_TYPE}", SCORER_TYPES.join(", "));
-            return Err(Refused::new(format!("{key}.type"), scorer.kind, expected));
-        };
-        only_for_modules(&key, &scorer)?;
-        unique(&format!("{key}.type"), kind, &mut seen)?;
-        scorers.push(Scorer { kind, weight: scorer.weight });
-    }
-    Ok(Routing {
-        scorers,
-        modules,
-        module_places,
-        max_state_age_ms: within("routing.maxStateAgeMs", raw.max_state_age_ms, 100, 3_600_000)?,
-        max_body_bytes: within(
-            "routing.maxBodyBytes",
-            raw.max_body_bytes,
-            1,
-            BUFFER_LIMIT_BYTES as i64 - 1,
-        )?,
-        retries: within("routing.retries", raw.retries, 0, 10)?,
-    })
-}
-
 fn meter(raw: RawMeter) -> Result<Meter, Refused> {
     if !(0.0..=1.0).contains(&raw.share) {
         return Err(Refused::new("meter.share", raw.share, "a number from 0 to 1"));
     }
     Ok(Meter { share_ratio: raw.share, include_usage: raw.include_usage })
-}
-
-fn only_for_modules(key: &str, scorer: &RawScorer) -> Result<(), Refused> {
-    let given = [
-        ("name", scorer.name.is_some()),
-        ("module", scorer.module.is_some()),
-        ("parameters", scorer.parameters.is_some()),
-        ("shadow", scorer.shadow.is_some()),
-    ];
-    match given.into_iter().find(|(_, is_given)| *is_given) {
-        None => Ok(()),
-        Some((name, _)) => Err(Refused {
-            key: format!("{key}.{name}"),
-            value: "a value".into(),
-            expected: format!("none, as only scorers of type {MODULE_TYPE} have it"),
-        }),
-    }
-}
-
-fn scorer_module(
-    key: &str,
-    raw: RawScorer,
-    names: &mut HashSet<String>,
-    base: &Path,
-) -> Result<ScorerModule, Refused> {
-    let needed = |field: &str, text: Option<String>| {
-        text.filter(|text| !text.is_empty()).ok_or_else(|| Refused {
-            key: format!("{key}.{field}"),
-            value: "nothing".into(),
-            expected: format!("a value, as every scorer of type {MODULE_TYPE} has one"),
-        })
-    };
-    let name = needed("name", raw.name)?;
-    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if name.len() > 64 || !name.bytes().all(is_plain) {
-        return Err(Refused::new(format!("{key}.name"), name, "1..=64 characters of [a-z0-9-]"));
-    }
-    unique(&format!("{key}.name"), &name, names)?;
-    let file = filled(&format!("{key}.module"), needed("module", raw.module)?)?;
-    Ok(ScorerModule {
-        name,
-        file: address::resolve(base, &file),
-        weight: raw.weight,
-        parameters: raw.parameters.unwrap_or_default(),
-        is_shadow: raw.shadow.unwrap_or(false),
-    })
 }
 
 fn envoy(raw: RawEnvoy, base: &Path) -> Result<Envoy, Refused> {
@@ -450,7 +360,7 @@ fn name(key: &str, text: String) -> Result<String, Refused> {
     if ok { Ok(text) } else { Err(Refused::new(key, text, "1..=128 characters of [A-Za-z0-9-_.]")) }
 }
 
-fn filled(key: &str, text: String) -> Result<String, Refused> {
+pub(super) fn filled(key: &str, text: String) -> Result<String, Refused> {
     if text.is_empty() || text.contains(char::is_control) {
         return Err(Refused::new(key, text, "at least one character and no control characters"));
     }
@@ -464,7 +374,12 @@ fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refu
     Err(Refused::new(key, value, "each one once; it was named before"))
 }
 
-fn within<T: TryFrom<i64>>(key: &str, value: i64, min: i64, max: i64) -> Result<T, Refused> {
+pub(super) fn within<T: TryFrom<i64>>(
+    key: &str,
+    value: i64,
+    min: i64,
+    max: i64,
+) -> Result<T, Refused> {
     let refused = || Refused::new(key, value, format!("{min}..={max}"));
     if !(min..=max).contains(&value) {
         return Err(refused());

@@ -6,6 +6,7 @@
 mod address;
 mod check;
 mod error;
+mod plugins;
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -16,11 +17,8 @@ use std::time::Duration;
 
 pub use address::FeedAddress;
 pub use error::ConfigError;
-/// The scorers built into the router module, by the names of llm-d.
-pub use routing::SCORER_TYPES;
-
-/// Type of the scorers that are modules of their own.
-pub const MODULE_TYPE: &str = "module";
+use routing::Needs;
+use scorers::spec::RoutingSpec;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -172,11 +170,13 @@ pub struct Snapshot {
 /// How an endpoint is chosen.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// Built-in scorers and weights, each type at most once.
-    pub scorers: Vec<Scorer>,
-    /// Scorers that are modules of their own, names unique; at most `module_places`.
-    pub modules: Vec<ScorerModule>,
-    /// Places for scorer modules between intake and picker. What stands in them can change while
+    /// The profiles with their plugins; of modules without their parameters.
+    pub spec: RoutingSpec,
+    /// What plugins read of requests and endpoints by name.
+    pub needs: Needs,
+    /// Plugins that are modules of their own, each once, names unique; at most `module_places`.
+    pub modules: Vec<PluginModule>,
+    /// Places for modules between intake and picker. What stands in them can change while
     /// the gateway runs, their number cannot.
     pub module_places: usize,
     /// Age from which the gateway's state no longer routes.
@@ -185,15 +185,6 @@ pub struct Routing {
     pub max_body_bytes: u64,
     /// Further attempts after a failed one.
     pub retries: u32,
-}
-
-/// A scorer and its weight.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Scorer {
-    /// Its type, one of [`SCORER_TYPES`].
-    pub kind: &'static str,
-    /// Finite and at least 0.
-    pub weight: f64,
 }
 
 /// How answers are measured.
@@ -205,23 +196,19 @@ pub struct Meter {
     pub include_usage: bool,
 }
 
-/// A scorer that is a module of its own.
+/// A scorer or filter of endpoints that is a module of its own.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ScorerModule {
+pub struct PluginModule {
     /// Part of the names of its property, its counters and its file.
     pub name: String,
     /// The module.
     pub file: PathBuf,
-    /// Finite and at least 0.
-    pub weight: f64,
     /// Passed to the module, which checks them when the gateway loads it.
     pub parameters: serde_json::Map<String, serde_json::Value>,
-    /// Whether its scores are only recorded.
-    pub is_shadow: bool,
 }
 
-/// Most places for scorer modules, as many as a picker asks.
-pub const MAX_MODULE_PLACES: usize = 16;
+/// Most places for plugin modules, as many as a picker asks.
+pub const MAX_MODULE_PLACES: usize = scorers::spec::MAX_MODULES;
 
 /// Envoy's buffer for a request body while it is scored. A body above it is answered 413 by Envoy
 /// itself, so `maxBodyBytes` stays below.

@@ -3,6 +3,7 @@
 //! Numbers are wider than their ranges, so that a value out of range is refused by the check that
 //! knows the key and the range, not by the YAML reader.
 
+use scorers::spec::NeedsSpec;
 use serde::Deserialize;
 
 /// The whole file. Only `pools` is required; a section with nothing under it is the default one.
@@ -96,7 +97,11 @@ pub(super) struct RawSnapshot {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct RawRouting {
-    pub(super) scorers: Vec<RawScorer>,
+    pub(super) scorers: Option<Vec<RawPlugin>>,
+    pub(super) filters: Option<Vec<RawPlugin>>,
+    pub(super) picker: Option<RawPlugin>,
+    pub(super) profiles: Option<Vec<RawProfile>>,
+    pub(super) profile_handler: Option<RawPlugin>,
     pub(super) max_state_age_ms: i64,
     pub(super) max_body_bytes: i64,
     pub(super) retries: i64,
@@ -104,18 +109,13 @@ pub(super) struct RawRouting {
 }
 
 impl Default for RawRouting {
-    /// The weights are llm-d's, so that a user's weights can be moved over.
     fn default() -> Self {
-        let scorers = [
-            ("prefix-cache", 3.0),
-            ("queue", 2.0),
-            ("kv-cache-utilization", 2.0),
-            ("no-hit-lru", 2.0),
-        ]
-        .map(|(kind, weight)| RawScorer { kind: kind.to_owned(), weight, ..RawScorer::default() })
-        .into();
         Self {
-            scorers,
+            scorers: None,
+            filters: None,
+            picker: None,
+            profiles: None,
+            profile_handler: None,
             max_state_age_ms: 5_000,
             max_body_bytes: 15_728_640,
             retries: 2,
@@ -124,17 +124,39 @@ impl Default for RawRouting {
     }
 }
 
+/// The scorers of a configuration that names none. The weights are llm-d's, so that a user's weights
+/// can be moved over.
+pub(super) fn default_scorers() -> Vec<RawPlugin> {
+    [("prefix-cache", 3.0), ("queue", 2.0), ("kv-cache-utilization", 2.0), ("no-hit-lru", 2.0)]
+        .map(|(kind, weight)| RawPlugin {
+            kind: kind.to_owned(),
+            weight: Some(weight),
+            ..RawPlugin::default()
+        })
+        .into()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawProfile {
+    pub(super) name: String,
+    pub(super) filters: Option<Vec<RawPlugin>>,
+    pub(super) scorers: Option<Vec<RawPlugin>>,
+    pub(super) picker: Option<RawPlugin>,
+}
+
+/// A scorer, filter, picker or handler of profiles.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct RawScorer {
+pub(super) struct RawPlugin {
     #[serde(rename = "type")]
     pub(super) kind: String,
-    #[serde(default = "default_weight")]
-    pub(super) weight: f64,
+    pub(super) weight: Option<f64>,
     pub(super) name: Option<String>,
     pub(super) module: Option<String>,
     pub(super) parameters: Option<serde_json::Map<String, serde_json::Value>>,
     pub(super) shadow: Option<bool>,
+    pub(super) needs: Option<NeedsSpec>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -197,8 +219,4 @@ fn default_snapshot_interval() -> i64 {
 
 fn default_max_strides() -> i64 {
     1_000_000
-}
-
-fn default_weight() -> f64 {
-    1.0
 }

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use super::ModulePaths;
 use super::files::content_hash;
-use crate::config::{Config, MODULE_TYPE};
+use routing::{Needs, SessionSource};
+
+use crate::config::{Config, Routing};
 
 /// Router and feeder share it: shared data is kept per `vm_id`. A scorer module has one of its own,
 /// so that one that dies takes no other with it.
@@ -127,23 +129,13 @@ pub(super) fn place(number: usize) -> String {
 /// without a scorer holds a filter that does nothing.
 pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Value)> {
     let pools: Vec<&str> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
-    let built_in = config.routing.scorers.iter();
-    let built_in = built_in.map(|scorer| json!({"type": scorer.kind, "weight": scorer.weight}));
-    let own = config.routing.modules.iter().map(|scorer| {
-        json!({
-            "type": MODULE_TYPE, "name": scorer.name, "weight": scorer.weight,
-            "shadow": scorer.is_shadow,
-        })
-    });
-    let intake = json!({
+    let mut intake = json!({
         "maxBodyBytes": config.routing.max_body_bytes,
         "maxStateAgeMs": config.routing.max_state_age_ms,
         "pools": pools,
     });
-    let mut picker = json!({
-        "destinations": config.routing.retries + 1,
-        "scorers": built_in.chain(own).collect::<Vec<_>>(),
-    });
+    read_by_plugins(&mut intake, &config.routing.needs);
+    let mut picker = chosen_by(&config.routing);
     if config.meter.is_some() {
         picker["meter"] = json!(true);
     }
@@ -198,6 +190,45 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
         filters.push(("meter".to_owned(), wasm("meter", &loaded, configuration)));
     }
     filters
+}
+
+/// The picker's configuration.
+fn chosen_by(routing: &Routing) -> Value {
+    let spec = &routing.spec;
+    let mut picker = match spec.profiles.as_slice() {
+        [only] if spec.is_short => {
+            let mut picker = json!(only);
+            picker.as_object_mut().map(|keys| keys.remove("name"));
+            picker
+        }
+        profiles => json!({"profiles": profiles}),
+    };
+    picker["destinations"] = json!(routing.retries + 1);
+    if let Some(handler) = &spec.profile_handler {
+        picker["profileHandler"] = json!(handler);
+    }
+    picker
+}
+
+/// Tells intake what of requests and endpoints plugins read by name.
+fn read_by_plugins(intake: &mut Value, needs: &Needs) {
+    let Needs { headers, labels, attributes, session } = needs;
+    for (key, names) in [("headers", headers), ("labels", labels), ("attributes", attributes)] {
+        if !names.is_empty() {
+            intake[key] = json!(names);
+        }
+    }
+    match session {
+        None => {}
+        Some(SessionSource::EncodedEndpoint { header }) => {
+            intake["session"] = json!({"strategy": "encoded_endpoint_header", "headers": [header]});
+        }
+        Some(SessionSource::SessionId { headers, ttl_seconds }) => {
+            intake["session"] = json!({
+                "strategy": "session_id", "headers": headers, "ttlSeconds": ttl_seconds,
+            });
+        }
+    }
 }
 
 /// Tells a scorer's configurations apart: another module, other parameters, another number. It comes

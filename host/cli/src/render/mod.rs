@@ -89,7 +89,7 @@ pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
     let (router, feeder) = (own("router.wasm")?, own("feeder.wasm")?);
     let mut scorers = Vec::new();
     for scorer in &config.routing.modules {
-        let key = format!("module of scorer {}", scorer.name);
+        let key = format!("module of plugin {}", scorer.name);
         scorers.push((&scorer.name, files::read_module(&key, &scorer.file)?));
     }
     let meter = config.meter.map(|_| own("meter.wasm")).transpose()?;

@@ -63,7 +63,9 @@ fn only_pools_is_required() {
     assert_eq!(endpoint.metrics, "http://127.0.0.1:8000/metrics");
     assert_eq!((config.metrics.interval_ms, config.metrics.timeout_ms), (100, 1_000));
     assert_eq!(config.metrics.down_after_failures, 3);
-    let weights: Vec<_> = config.routing.scorers.iter().map(|s| (s.kind, s.weight)).collect();
+    let [profile] = config.routing.spec.profiles.as_slice() else { panic!("one profile") };
+    let weights: Vec<(&str, f64)> =
+        profile.scorers.iter().map(|s| (s.r#type.as_str(), s.weight.unwrap())).collect();
     let expected =
         [("prefix-cache", 3.0), ("queue", 2.0), ("kv-cache-utilization", 2.0), ("no-hit-lru", 2.0)];
     assert_eq!(weights, expected);
@@ -127,7 +129,8 @@ envoy: {listen: '0.0.0.0:80', admin: '[::1]:9901', feed: 'http://127.0.0.1:9500'
     assert_eq!(config.pools[0].model("small").map(|m| m.name.as_str()), Some("tiny"));
     assert!(config.pools[0].model("large").is_none());
     assert_eq!(config.pools[1].route_prefix.as_deref(), Some("/b"));
-    assert_eq!(config.routing.scorers[1], Scorer { kind: "no-hit-lru", weight: 1.0 });
+    let second = &config.routing.spec.profiles[0].scorers[1];
+    assert_eq!((second.r#type.as_str(), second.weight), ("no-hit-lru", Some(1.0)));
     assert_eq!(config.envoy.feed_mode, 0o600);
     assert!(config.warnings.is_empty());
 }
@@ -151,15 +154,15 @@ fn a_scorer_module_is_found_beside_the_file_and_its_parameters_are_kept() {
     let parameters = serde_json::json!({"share": 0.5, "names": ["a", "7"], "deep": {"n": 7}});
     assert_eq!(
         config.routing.modules,
-        [ScorerModule {
+        [PluginModule {
             name: "mine-2".into(),
             file: "/etc/epp/m/mine.wasm".into(),
-            weight: 1.5,
             parameters: parameters.as_object().cloned().unwrap(),
-            is_shadow: true,
         }]
     );
-    assert_eq!(config.routing.scorers.len(), 1);
+    let scorers = &config.routing.spec.profiles[0].scorers;
+    assert_eq!((scorers.len(), scorers[1].weight, scorers[1].shadow), (2, Some(1.5), Some(true)));
+    assert!(scorers[1].parameters.is_empty(), "they are the module's");
     assert_eq!(config.routing.module_places, 4);
 }
 
@@ -179,7 +182,7 @@ fn an_empty_section_is_the_default_one() {
 fn the_shape_is_checked_with_line_and_column() {
     refused_beside_pools(
         "routing:\n  retires: 3",
-        "c.yaml:2:3: unknown field `retires`, expected one of scorers, maxStateAgeMs, maxBodyBytes, retries, modulePlaces\n  retires: 3",
+        "c.yaml:2:3: unknown field `retires`, expected one of scorers, filters, picker, profiles, profileHandler, maxStateAgeMs, maxBodyBytes, retries, modulePlaces\n  retires: 3",
     );
     refused("admin: x", "c.yaml:1:1: missing field `pools`\n  admin: x");
     refused_beside_pools(

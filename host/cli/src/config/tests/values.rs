@@ -226,13 +226,13 @@ fn models_and_scorers_are_known() {
     );
     refused_beside_pools(
         "routing: {scorers: [{type: prefix}]}",
-        "c.yaml: routing.scorers[0].type: \"prefix\" is not accepted: expected one of prefix-cache, queue, kv-cache-utilization, no-hit-lru, module",
+        "c.yaml: routing.scorers[0].type: \"prefix\" is not accepted: expected one of prefix-cache, queue, running-requests, kv-cache-utilization, load-aware, active-request, token-load, no-hit-lru, lora-affinity, session-affinity, context-length-aware, endpoint-attribute, header-label-affinity, topology-affinity, latency, lmetric, module; is prefix-cache meant?",
     );
-    for (written, read) in [("-1", "-1.0"), (".nan", "NaN"), (".inf", "inf")] {
+    for (written, read) in [("-1", "-1.0"), ("1001", "1001.0"), (".nan", "NaN"), (".inf", "inf")] {
         refused_beside_pools(
             &format!("routing: {{scorers: [{{type: queue, weight: {written}}}]}}"),
             &format!(
-                "c.yaml: routing.scorers[0].weight: {read} is not accepted: expected a finite number that is at least 0"
+                "c.yaml: routing.scorers[0].weight: {read} is not accepted: expected a number from 0 to 1000"
             ),
         );
     }
@@ -256,25 +256,27 @@ fn scorer_modules_are_named_once_and_have_a_place() {
             &format!("c.yaml: routing.scorers{expected}"),
         );
     };
-    let value = "nothing is not accepted: expected a value, as every scorer of type module has one";
+    let value = "nothing is not accepted: expected a value, as every plugin of type module has one";
     check("{type: module, module: m.wasm}", &format!("[0].name: {value}"));
     check("{type: module, name: a}", &format!("[0].module: {value}"));
     let form = "is not accepted: expected 1..=64 characters of [a-z0-9-]";
     check("{type: module, name: A.b, module: m}", &format!("[0].name: \"A.b\" {form}"));
     check(
         "{type: module, name: a, module: m}, {type: module, name: a, module: n}",
-        "[1].name: \"a\" is not accepted: expected each one once; it was named before",
+        "[1].name: \"a\" is not accepted: expected file and parameters that a has where it was named before",
     );
-    for (key, value) in
-        [("name", "a"), ("module", "m"), ("parameters", "{a: 1}"), ("shadow", "false")]
-    {
+    for (key, value) in [("module", "m"), ("shadow", "false"), ("needs", "{labels: [a]}")] {
         check(
             &format!("{{type: queue, {key}: {value}}}"),
             &format!(
-                "[0].{key}: a value is not accepted: expected none, as only scorers of type module have it"
+                "[0].{key}: a value is not accepted: expected none, as only plugins of type module have it"
             ),
         );
     }
+    check(
+        "{type: module, name: a, module: m}, {type: module, name: a}",
+        "[1].name: \"a\" is not accepted: expected each one once; it was named before",
+    );
     let many: Vec<String> =
         (0..5).map(|i| format!("{{type: module, name: m{i}, module: m}}")).collect();
     check(
@@ -284,6 +286,31 @@ fn scorer_modules_are_named_once_and_have_a_place() {
     refused_beside_pools(
         "routing: {modulePlaces: 17}",
         "c.yaml: routing.modulePlaces: 17 is not accepted: expected 0..=16",
+    );
+}
+
+#[test]
+fn plugins_belong_to_one_profile_and_profiles_have_a_handler() {
+    let profiles = "profiles: [{name: a, scorers: [{type: queue}]}, {name: b}]";
+    refused_beside_pools(
+        &format!("routing: {{scorers: [], {profiles}}}"),
+        "c.yaml: routing.scorers: a value is not accepted: expected nothing beside routing.profiles: it belongs to one of them",
+    );
+    refused_beside_pools(
+        &format!("routing: {{{profiles}}}"),
+        "c.yaml: routing.profileHandler: nothing is not accepted: expected type header or disagg, for several profiles",
+    );
+    refused_beside_pools(
+        "routing: {profiles: [{name: a, filters: [{type: role, parameters: {role: x}}]}]}",
+        "c.yaml: routing.profiles[0].filters[0].parameters.role of role: \"x\" is not accepted: expected one of \"decode\", \"prefill\", \"encode\"",
+    );
+    refused_beside_pools(
+        "routing: {filters: [{type: queue, module: m}]}",
+        "c.yaml: routing.filters[0].module: a value is not accepted: expected none, as only plugins of type module have it",
+    );
+    refused_beside_pools(
+        "routing: {profiles: []}",
+        "c.yaml: routing.profiles: 0 is not accepted: expected 1 to 16 profiles",
     );
 }
 

@@ -1,16 +1,18 @@
 //! `no-hit-lru`.
 
-use super::Scorer;
-use crate::{Candidate, PickHistory, RequestFeatures};
+use routing::{Candidate, PickHistory, RequestFeatures, Scorer};
+use serde::Deserialize;
 
 /// Spreads cold requests: with `n` candidates the one picked longest ago for a cold request scores
 /// 1, the latest 0, `1 - rank / (n - 1)` between. A request that some candidate holds a prefix of
 /// scores 0.5 everywhere.
 ///
-/// Source: llm-d `no-hit-lru-scorer`. One deviation: candidates that were never picked share rank 0
-/// (llm-d ranks them by list position), so that position never decides; the profile's tie-break
-/// orders them.
-pub struct NoHitLru;
+/// Source: llm-d `no-hit-lru-scorer` (`scorer/nohitlru`). One deviation: candidates that were never
+/// picked share rank 0 (llm-d ranks them by list position), so that position never decides; the
+/// picker's tie-break orders them. There is no `lruSize`: every endpoint's last pick is kept.
+#[derive(Deserialize, Default)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub struct NoHitLru {}
 
 impl Scorer for NoHitLru {
     fn score(

@@ -1,7 +1,24 @@
 //! Scenario files decide; the arithmetic in them is computed by hand from the formulas they state.
 
-use super::*;
-use crate::{InFlight, Load, OutOfRange, PrefixMatch, Reliability, SourceState, scorer_of_type};
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+use routing::{
+    Candidate, Chance, Decision, InFlight, KeptBy, Load, NamedFilter, NoDecision, PickHistory,
+    PrefixMatch, Profile, Reliability, RequestFeatures, ScoredBy, Scorer, SourceState,
+    WeightedScorer,
+};
+use scorers::SCORERS;
+use scorers::picker::MaxScore;
+use serde_json::Map;
+
+fn seeded(seed: u64) -> Chance {
+    Chance { tie: seed, draw: seed }
+}
+
+fn with(scorers: Vec<WeightedScorer>, destinations: usize) -> Profile {
+    let (name, filters) = ("default".to_owned(), Vec::new());
+    Profile { name, filters, scorers, picker: Box::new(MaxScore {}), destinations }
+}
 
 fn default_profile() -> Profile {
     profile(&[
@@ -13,14 +30,12 @@ fn default_profile() -> Profile {
 }
 
 fn profile(scorers: &[(&str, f32)]) -> Profile {
-    let scorers = scorers
-        .iter()
-        .map(|(name, weight)| WeightedScorer {
-            weight: *weight,
-            scorer: scorer_of_type(name).unwrap(),
-        })
-        .collect();
-    Profile { scorers, destinations: 3 }
+    let scorer = |(name, weight): &(&str, f32)| {
+        let entry = SCORERS.iter().find(|entry| entry.name == *name).unwrap();
+        let scorer = ScoredBy::Own(entry.build(Map::new()).unwrap());
+        WeightedScorer { name: (*name).to_owned(), weight: *weight, scorer }
+    };
+    with(scorers.iter().map(scorer).collect(), 3)
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
@@ -57,7 +72,7 @@ fn check(file: &str) {
             "expect" => {
                 expectations += 1;
                 let outcomes: Vec<Result<Decision, NoDecision>> = (0..16)
-                    .map(|seed| profile.run(&request, &candidates, &history, &[], seed))
+                    .map(|seed| profile.run(&request, &candidates, &history, &[], seeded(seed)))
                     .collect();
                 let name = |i: &usize| candidates[*i].address.clone();
                 if let Some(reason) = field("none") {
@@ -132,11 +147,11 @@ fn check(file: &str) {
 
 #[test]
 fn scenarios() {
-    check(include_str!("../../../../tests/scenarios/default-profile.txt"));
-    check(include_str!("../../../../tests/scenarios/in-flight.txt"));
-    check(include_str!("../../../../tests/scenarios/ties.txt"));
-    check(include_str!("../../../../tests/scenarios/unknown-readings.txt"));
-    check(include_str!("../../../../tests/scenarios/wrong-predictions.txt"));
+    check(include_str!("../../../tests/scenarios/default-profile.txt"));
+    check(include_str!("../../../tests/scenarios/in-flight.txt"));
+    check(include_str!("../../../tests/scenarios/ties.txt"));
+    check(include_str!("../../../tests/scenarios/unknown-readings.txt"));
+    check(include_str!("../../../tests/scenarios/wrong-predictions.txt"));
 }
 
 struct Fixed(Vec<Option<f32>>);
@@ -159,18 +174,18 @@ fn ready(ready: &[bool]) -> Vec<Candidate> {
 #[test]
 fn scores_that_are_absent_not_finite_or_out_of_range_harm_nobody() {
     let candidates = ready(&[true; 3]);
+    let weighted = |scorer| WeightedScorer { name: "x".to_owned(), weight: 2.0, scorer };
     let own = |scores: Vec<Option<f32>>| {
-        let scorers = vec![WeightedScorer { weight: 2.0, scorer: Box::new(Fixed(scores)) }];
-        (Profile { scorers, destinations: 1 }, vec![])
+        (with(vec![weighted(ScoredBy::Own(Box::new(Fixed(scores))))], 1), vec![])
     };
-    let given = |scores| {
-        (Profile { scorers: vec![], destinations: 1 }, vec![GivenScores { weight: 2.0, scores }])
-    };
+    let of_module =
+        |scores| (with(vec![weighted(ScoredBy::Module(1))], 1), vec![None, Some(scores)]);
     let check = |scores: &[Option<f32>], expected: [f32; 3]| {
-        for (profile, given) in [own(scores.to_vec()), given(scores.to_vec())] {
+        for (profile, modules) in [own(scores.to_vec()), of_module(scores.to_vec())] {
             let request = RequestFeatures::default();
             let history = PickHistory::default();
-            let decision = profile.run(&request, &candidates, &history, &given, 1).unwrap();
+            let decision =
+                profile.run(&request, &candidates, &history, &modules, seeded(1)).unwrap();
             assert_eq!(decision.totals, expected.map(Some), "{scores:?}");
         }
     };
@@ -181,25 +196,27 @@ fn scores_that_are_absent_not_finite_or_out_of_range_harm_nobody() {
     check(&[], [0.0; 3]);
     check(&[None; 3], [0.0; 3]);
     check(&[Some(1.0), Some(0.0), Some(0.5), Some(1.0)], [2.0, 0.0, 1.0]);
+    // A module that said nothing is left out.
+    let (profile, _) = of_module(vec![]);
+    let (request, history) = (RequestFeatures::default(), PickHistory::default());
+    let decision = profile.run(&request, &candidates, &history, &[None, None], seeded(1)).unwrap();
+    assert_eq!(decision.totals, [Some(0.0); 3]);
 }
 
 #[test]
-fn given_scores_are_of_the_candidates_and_not_of_those_that_are_left() {
+fn what_modules_say_is_of_the_candidates_and_not_of_those_that_are_left() {
     let candidates = ready(&[true, false, true]);
-    let scores = vec![Some(0.25), Some(1.0), Some(0.75)];
-    let profile = Profile { scorers: vec![], destinations: 1 };
-    let given = [GivenScores { weight: 1.0, scores }];
-    let decision = profile
-        .run(&RequestFeatures::default(), &candidates, &PickHistory::default(), &given, 1)
-        .unwrap();
+    let modules = [Some(vec![Some(0.25), Some(1.0), Some(0.75)])];
+    let scorer = ScoredBy::Module(0);
+    let mut profile = with(vec![WeightedScorer { name: "x".to_owned(), weight: 1.0, scorer }], 1);
+    let run = |profile: &Profile| {
+        let (request, history) = (RequestFeatures::default(), PickHistory::default());
+        profile.run(&request, &candidates, &history, &modules, seeded(1))
+    };
+    let decision = run(&profile).unwrap();
     assert_eq!(decision.totals, [Some(0.25), None, Some(0.75)]);
     assert_eq!(decision.targets, [2]);
-}
-
-#[test]
-fn a_range_names_key_value_and_what_is_accepted() {
-    let within = |value| OutOfRange::unless_within("share", value, 0.0..=1.0);
-    assert_eq!((within(0.0), within(1.0)), (Ok(()), Ok(())));
-    assert_eq!(within(1.5).unwrap_err().to_string(), "share is 1.5, accepted is 0 to 1");
-    assert!(within(f32::NAN).is_err());
+    profile.filters.push(NamedFilter { name: "y".to_owned(), filter: KeptBy::Module(0) });
+    let decision = run(&profile).unwrap();
+    assert_eq!((decision.totals, decision.targets), (vec![None, None, Some(0.75)], vec![2]));
 }

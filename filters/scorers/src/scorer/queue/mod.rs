@@ -1,14 +1,19 @@
-//! `queue` and `kv-cache-utilization`.
+//! `queue`.
 
-use super::{Scorer, with_median_for_unknown};
-use crate::{Candidate, Load, PickHistory, RequestFeatures};
+use routing::{Candidate, Load, PickHistory, RequestFeatures, Scorer};
+use serde::Deserialize;
+
+use super::{lowest_is_best, with_median_for_unknown};
 
 /// `(max - q) / (max - min)` over the candidates' waiting requests; all equal gives 1.
 /// Requests in flight that an engine cannot have reported yet count as waiting
 /// ([`effective_waiting`]).
 ///
-/// Source: llm-d `queue-scorer`, which knows reported ones only. Unknown readings score the median.
-pub struct Queue;
+/// Source: llm-d `queue-scorer` (`scorer/queuedepth`), which knows reported ones only. Unknown
+/// readings score the median.
+#[derive(Deserialize, Default)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub struct Queue {}
 
 impl Scorer for Queue {
     fn score(
@@ -18,11 +23,9 @@ impl Scorer for Queue {
         _: &PickHistory,
     ) -> Vec<Option<f32>> {
         let waiting = effective_waiting(candidates);
-        let known = || waiting.iter().copied().flatten();
-        let (min, max) = (known().min().unwrap_or(0), known().max().unwrap_or(0));
-        let span = (max - min) as f32;
-        let score = |waiting: u32| if max == min { 1.0 } else { (max - waiting) as f32 / span };
-        with_median_for_unknown(waiting.iter().map(|waiting| waiting.map(score)).collect())
+        let waiting: Vec<Option<f64>> =
+            waiting.into_iter().map(|waiting| waiting.map(f64::from)).collect();
+        with_median_for_unknown(lowest_is_best(&waiting))
     }
 }
 
@@ -44,23 +47,4 @@ pub fn effective_waiting(candidates: &[Candidate]) -> Vec<Option<u32>> {
         Some(waiting.saturating_add(in_flight.saturating_sub(beyond)))
     };
     candidates.iter().map(of).collect()
-}
-
-/// `1 - usage` of the KV cache.
-///
-/// Source: llm-d `kv-cache-utilization-scorer`. Unknown readings score the median.
-pub struct KvCacheUtilization;
-
-impl Scorer for KvCacheUtilization {
-    fn score(
-        &self,
-        _: &RequestFeatures,
-        candidates: &[Candidate],
-        _: &PickHistory,
-    ) -> Vec<Option<f32>> {
-        let score = |usage: f32| (1.0 - usage).clamp(0.0, 1.0);
-        with_median_for_unknown(
-            candidates.iter().map(|c| c.load.kv_usage_ratio.map(score)).collect(),
-        )
-    }
 }

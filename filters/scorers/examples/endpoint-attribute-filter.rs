@@ -1,0 +1,3 @@
+//! The filter `endpoint-attribute` as a module of its own.
+
+wasm_epp_sdk::filter!(scorers::filter::EndpointAttribute);

@@ -1,0 +1,3 @@
+//! The scorer `header-label-affinity` as a module of its own.
+
+wasm_epp_sdk::scorer!(scorers::scorer::HeaderLabelAffinity);

@@ -1,0 +1,3 @@
+//! The scorer `lora-affinity` as a module of its own.
+
+wasm_epp_sdk::scorer!(scorers::scorer::LoraAffinity);

@@ -1,0 +1,3 @@
+//! The scorer `prefix-cache` as a module of its own.
+
+wasm_epp_sdk::scorer!(scorers::scorer::PrefixCache);

@@ -1,0 +1,3 @@
+//! The scorer `queue` as a module of its own.
+
+wasm_epp_sdk::scorer!(scorers::scorer::Queue);

@@ -1,0 +1,3 @@
+//! The scorer `topology-affinity` as a module of its own.
+
+wasm_epp_sdk::scorer!(scorers::scorer::TopologyAffinity);
