@@ -15,6 +15,7 @@ mod recovery;
 mod rendering;
 mod requests;
 mod reservations;
+mod revival;
 mod scorers;
 mod sessions;
 mod startup;

@@ -31,6 +31,8 @@ pub use rows::Row;
 pub use speculation::{Speculation, trail_of};
 pub use state::{StateError, View};
 pub use vm::Vm;
+#[cfg(target_arch = "wasm32")]
+pub use wasm::root_context;
 
 /// Header that the proxy's `override_host` policy reads: `ip:port`, comma-separated, best first.
 pub const DESTINATION_HEADER: &str = "x-gateway-destination-endpoint";

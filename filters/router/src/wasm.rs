@@ -11,9 +11,15 @@ use proxy_wasm::types::{Action, ContextType};
 
 use crate::{BodyStep, HeadersStep, Intake, IntakeConfig, Picker, PickerConfig, Reservation, Vm};
 
+#[cfg(feature = "module")]
 proxy_wasm::main! {{
-    proxy_wasm::set_root_context(|_| Box::new(Root { filter: Filter::Unset }));
+    proxy_wasm::set_root_context(|_| root_context());
 }}
+
+/// What the module answers the proxy's callbacks with.
+pub fn root_context() -> Box<dyn RootContext> {
+    Box::new(Root { filter: Filter::Unset })
+}
 
 /// A VM that gets no requests says this often that it lives.
 const TICK_MS: u32 = 1000;
@@ -41,7 +47,15 @@ struct Root {
     filter: Filter,
 }
 
-impl Context for Root {}
+impl Context for Root {
+    // A configuration is replaced, and its last stream has ended.
+    fn on_done(&mut self) -> bool {
+        if let Filter::Picker(_) = std::mem::replace(&mut self.filter, Filter::Unset) {
+            with_vm(|vm| vm.picker_ended(&ProxyHost));
+        }
+        true
+    }
+}
 
 impl Root {
     fn configure(&mut self) -> Result<(), String> {
@@ -60,7 +74,9 @@ impl Root {
                 if ProxyHost.set_tick_period_ms(TICK_MS).is_err() {
                     ProxyHost.log(Level::Warn, "the proxy withholds ticks");
                 }
-                Filter::Picker(Rc::new(Picker::new(config)))
+                let picker = Picker::new(config);
+                with_vm(|vm| vm.picker_began(picker.config_hash()));
+                Filter::Picker(Rc::new(picker))
             }
             other => {
                 let other = String::from_utf8_lossy(other);
@@ -145,6 +161,7 @@ impl HttpContext for IntakeStream {
         match step {
             HeadersStep::Continue => Action::Continue,
             HeadersStep::WaitForBody(api) => {
+                with_vm(|vm| vm.serves(&ProxyHost));
                 self.waits = Some(api);
                 Action::Pause
             }

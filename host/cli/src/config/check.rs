@@ -24,7 +24,9 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     let metrics = raw.metrics.unwrap_or_default();
     let gateways = match raw.gateways {
         Some(list) => gateways(list, base)?,
-        None => vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone() }],
+        None => {
+            vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone(), resources: None }]
+        }
     };
     let warnings = warnings(&gateways, &envoy.feed);
     let pools = pools(raw.pools, base)?;
@@ -94,7 +96,11 @@ fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused>
             return Err(Refused::new(format!("{key}.feed"), raw.feed, "each feed once"));
         }
         feeds.push(feed.clone());
-        gateways.push(Gateway { name, feed });
+        let resources = raw
+            .resources
+            .map(|text| Ok(address::resolve(base, &filled(&format!("{key}.resources"), text)?)))
+            .transpose()?;
+        gateways.push(Gateway { name, feed, resources });
     }
     Ok(gateways)
 }

@@ -58,6 +58,8 @@ pub struct Gateway {
     pub name: String,
     /// Where the daemon posts.
     pub feed: FeedAddress,
+    /// The folder that `render --out` wrote for it, where that is on this machine.
+    pub resources: Option<PathBuf>,
 }
 
 /// Endpoints that share routing state; also a cluster of Envoy of the same name.

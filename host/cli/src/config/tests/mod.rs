@@ -98,7 +98,7 @@ fn the_documented_file_is_accepted() {
 dataDir: /var/lib/epp
 admin: 127.0.0.1:9400
 gateways:
-- {name: gw-0, feed: 'unix:run/feed.sock'}
+- {name: gw-0, feed: 'unix:run/feed.sock', resources: run/gw-0}
 - {name: gw-1, feed: 'http://127.0.0.1:9500'}
 pools:
 - name: pool-a
@@ -129,6 +129,9 @@ envoy: {listen: '0.0.0.0:80', admin: '[::1]:9901', feed: 'http://127.0.0.1:9500'
     assert_eq!(config.pools[1].route_prefix.as_deref(), Some("/b"));
     assert_eq!(config.routing.scorers[1], Scorer { kind: "no-hit-lru", weight: 1.0 });
     assert_eq!(config.envoy.feed_mode, 0o600);
+    assert_eq!(config.gateways[1].resources, None);
+    let resources = config.gateways[0].resources.as_deref();
+    assert!(resources.is_some_and(|path| path.is_absolute() && path.ends_with("run/gw-0")));
     assert!(config.warnings.is_empty());
 }
 

@@ -301,6 +301,10 @@ fn nothing_is_empty() {
     );
     refused("pools: []", "c.yaml: pools: [] is not accepted: expected at least one pool");
     refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a', resources: ''}]",
+        "c.yaml: gateways[0].resources: \"\" is not accepted: expected at least one character and no control characters",
+    );
+    refused_beside_pools(
         "gateways: []",
         "c.yaml: gateways: [] is not accepted: expected at least one, or leave the key out",
     );
