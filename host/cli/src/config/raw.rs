@@ -102,6 +102,7 @@ pub(super) struct RawRouting {
     pub(super) max_body_bytes: i64,
     pub(super) retries: i64,
     pub(super) module_places: i64,
+    pub(super) served_header: bool,
 }
 
 impl Default for RawRouting {
@@ -121,6 +122,7 @@ impl Default for RawRouting {
             max_body_bytes: 15_728_640,
             retries: 2,
             module_places: 4,
+            served_header: true,
         }
     }
 }

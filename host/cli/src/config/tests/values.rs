@@ -186,14 +186,10 @@ fn names_are_unique() {
 }
 
 #[test]
-fn every_pool_but_the_first_has_a_prefix() {
+fn the_first_pool_has_no_prefix_and_others_may() {
     let pool = |name: &str, prefix: &str| {
         format!("{{name: {name}, {prefix}models: [{MODEL}], endpoints: [{ENDPOINT}]}}")
     };
-    refused(
-        &format!("pools: [{}, {}]", pool("a", ""), pool("b", "")),
-        "c.yaml: pools[1].routePrefix: nothing is not accepted: expected a path like \"/pool-b\" for every pool but the first",
-    );
     refused(
         &format!("pools: [{}]", pool("a", "routePrefix: /a, ")),
         "c.yaml: pools[0].routePrefix: \"/a\" is not accepted: expected nothing: the first pool serves every path that no other pool has",
