@@ -19,6 +19,7 @@ mod scorers;
 mod sessions;
 mod startup;
 mod support;
+mod swap;
 mod ten_minutes;
 mod versions;
 mod walkthrough;

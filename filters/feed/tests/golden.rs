@@ -260,6 +260,7 @@ fn what_scorers_read() {
             ..Candidate::default()
         }],
         is_cut: false,
+        is_probe: true,
     };
     check("features", &features, Features::encode, Features::decode);
 }

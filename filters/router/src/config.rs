@@ -95,6 +95,8 @@ pub struct PickerConfig {
     pub profile: Profile,
     /// Whether a meter stands behind it, which it tells what it expects and believes.
     pub has_meter: bool,
+    /// Types of the profile's scorers, in their order.
+    pub(crate) types: Vec<&'static str>,
     /// Scorers that run as filters of their own, before it.
     pub(crate) modules: Vec<ModuleScorer>,
     /// Hash of the configuration's bytes, reported in the worker's row.
@@ -115,7 +117,8 @@ impl PickerConfig {
         if !(1..=16).contains(&raw.destinations) {
             return Err(range("destinations", raw.destinations.to_string(), "1 to 16".into()));
         }
-        let (mut scorers, mut modules) = (Vec::new(), Vec::<ModuleScorer>::new());
+        let (mut scorers, mut types) = (Vec::new(), Vec::new());
+        let mut modules = Vec::<ModuleScorer>::new();
         for RawScorer { r#type, weight, name, shadow } in raw.scorers {
             if !(weight.is_finite() && (0.0..=1000.0).contains(&weight)) {
                 return Err(range("scorers[].weight", weight.to_string(), "0 to 1000".into()));
@@ -133,6 +136,8 @@ impl PickerConfig {
                 let accepted = format!("none but for type {MODULE}");
                 return Err(range("scorers[].name or .shadow", r#type, accepted));
             }
+            let known = SCORER_TYPES.into_iter().find(|known| *known == r#type);
+            types.extend(known);
             let scorer = scorer_of_type(&r#type).ok_or_else(|| {
                 let accepted = format!("{}, {MODULE}", SCORER_TYPES.join(", "));
                 range("scorers[].type", r#type, accepted)
@@ -144,7 +149,7 @@ impl PickerConfig {
             return Err(range("scorers", modules.len().to_string(), accepted));
         }
         let profile = Profile { scorers, destinations: raw.destinations };
-        Ok(Self { profile, modules, has_meter: raw.meter, hash: fnv1a(json) })
+        Ok(Self { profile, types, modules, has_meter: raw.meter, hash: fnv1a(json) })
     }
 }
 

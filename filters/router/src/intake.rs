@@ -7,6 +7,7 @@ use prompt::{Api, Request};
 use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures};
 
 use crate::config::IntakeConfig;
+use crate::probe;
 use crate::report::Report;
 use crate::speculation::trail_of;
 use crate::state::{Model, Resolved, StateError, View};
@@ -111,7 +112,7 @@ impl Intake {
         self.view.refresh(host, now_ns, max_age_ns).map_err(StateError::reason)?;
         let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable")?;
         let request = Request::parse(api, &body).map_err(|err| err.reason())?;
-        let pool = self.pool(host)?;
+        let (pool, is_probe) = self.pool(host)?;
         let named = self.view.resolve(&pool, request.model()).map_err(StateError::reason)?;
         let model = self.view.model(host, named.scope).map_err(StateError::reason)?;
         let loads = self.view.loads(host, named.scope).map_err(StateError::reason)?;
@@ -131,14 +132,19 @@ impl Intake {
             candidates,
             request: matched,
             is_cut: false,
+            is_probe,
         };
         host.set_property(FEATURES_PROPERTY, &features.encode()).map_err(|_| "property_refused")
     }
 
-    fn pool(&self, host: &impl Host) -> Result<String, &'static str> {
+    /// The request's pool, and whether it is a probe's.
+    fn pool(&self, host: &impl Host) -> Result<(String, bool), &'static str> {
         let cluster = host.property(&["xds", "cluster_name"]).ok().flatten();
-        let cluster = cluster.and_then(|name| String::from_utf8(name).ok());
-        cluster.filter(|name| self.config.pools.contains(name)).ok_or("unknown_pool")
+        let pool = match cluster {
+            Some(name) => String::from_utf8(name).ok().map(|name| (name, false)),
+            None => probe::pool(host).map(|name| (name, true)),
+        };
+        pool.filter(|(name, _)| self.config.pools.contains(name)).ok_or("unknown_pool")
     }
 }
 

@@ -13,6 +13,7 @@ mod config;
 mod intake;
 mod modules;
 mod picker;
+mod probe;
 mod report;
 mod reservations;
 mod rows;

@@ -37,7 +37,7 @@ fn main() -> std::io::Result<()> {
         head: Head { instance: 3, epoch: 2, ..Head::default() },
         now_ns: 77,
         counters: Counters { applied: 1, entries: 2, conflicts: 3, refused: 4, failed: 5 },
-        rows: vec![row],
+        rows: vec![row.clone()],
         reason: "why".into(),
         in_flight: vec![Cell { requests: 1, tokens: 2, ..Cell::default() }],
     };
@@ -58,6 +58,7 @@ fn main() -> std::io::Result<()> {
         request: RequestFeatures { model: "m".into(), strides: 9, ..RequestFeatures::default() },
         candidates: (0..3).map(candidate).collect(),
         is_cut: false,
+        is_probe: false,
     };
     write("features", features.encode())?;
 

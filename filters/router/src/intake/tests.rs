@@ -497,3 +497,5 @@ fn the_row_tells_of_the_first_request_at_once() {
     let row = gateway.host.shared(Key::Row(0).encode().as_ref()).unwrap().unwrap().0;
     assert_eq!(feed::WorkerRow::decode(&row).unwrap().picked, 1);
 }
+
+mod probe;

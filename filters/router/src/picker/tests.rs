@@ -35,6 +35,7 @@ fn features() -> Features {
         request: RequestFeatures { prompt_bytes: 650, strides: 10, ..RequestFeatures::default() },
         candidates: vec![candidate(4, "a", 8), candidate(7, "b", 6), mute, away],
         is_cut: false,
+        is_probe: false,
     }
 }
 

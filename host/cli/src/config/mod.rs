@@ -58,6 +58,10 @@ pub struct Gateway {
     pub name: String,
     /// Where the daemon posts.
     pub feed: FeedAddress,
+    /// Envoy's admin interface, by which a swap is verified.
+    pub admin: Option<SocketAddr>,
+    /// The folder that `render --out` wrote for this gateway, on this machine.
+    pub resources: Option<PathBuf>,
 }
 
 /// Endpoints that share routing state; also a cluster of Envoy of the same name.
