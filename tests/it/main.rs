@@ -22,6 +22,7 @@ mod sessions;
 mod startup;
 mod subset;
 mod support;
+mod swap;
 mod ten_minutes;
 mod versions;
 mod walkthrough;

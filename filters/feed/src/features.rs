@@ -27,11 +27,14 @@ pub struct Features {
     pub is_cut: bool,
     /// Whether the request may be served by no other endpoint than its candidates.
     pub is_restricted: bool,
+    /// Whether the decision is to be told and to have no effect.
+    pub is_probe: bool,
 }
 
 /// Bits of the flags' byte.
 const CUT: u8 = 1;
 const RESTRICTED: u8 = 2;
+const PROBE: u8 = 4;
 
 impl Features {
     /// The property's value. Too many candidates: those with the deepest match stay, then the least
@@ -60,7 +63,8 @@ impl Features {
 
     fn encode_all(&self, candidates: &[&Candidate], is_cut: bool) -> Vec<u8> {
         let mut writer = Writer::with_preamble(b'F', 64 + 80 * candidates.len());
-        let flags = if is_cut { CUT } else { 0 } | if self.is_restricted { RESTRICTED } else { 0 };
+        let flags = [(is_cut, CUT), (self.is_restricted, RESTRICTED), (self.is_probe, PROBE)];
+        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
         writer.u64(self.epoch).u16(self.scope).u8(flags);
         let request = &self.request;
         writer.text(&request.model).text(request.adapter.as_deref().unwrap_or_default());
@@ -129,8 +133,9 @@ impl Features {
             });
         }
         reader.finish()?;
-        let (is_cut, is_restricted) = (flags & CUT != 0, flags & RESTRICTED != 0);
-        Ok(Self { scope, epoch, request, candidates, is_cut, is_restricted })
+        let [is_cut, is_restricted, is_probe] =
+            [CUT, RESTRICTED, PROBE].map(|flag| flags & flag != 0);
+        Ok(Self { scope, epoch, request, candidates, is_cut, is_restricted, is_probe })
     }
 }
 
@@ -167,6 +172,7 @@ mod tests {
             candidates: (0..count).map(candidate).collect(),
             is_cut: false,
             is_restricted: false,
+            is_probe: false,
         }
     }
 
@@ -174,7 +180,7 @@ mod tests {
     fn round_trip() {
         let mut features = features(5);
         assert_eq!(Features::decode(&features.encode()), Ok(features.clone()));
-        features.is_restricted = true;
+        (features.is_restricted, features.is_probe) = (true, true);
         assert_eq!(Features::decode(&features.encode()), Ok(features));
     }
 
@@ -183,7 +189,7 @@ mod tests {
         let bytes = features(1000).encode();
         assert!(bytes.len() <= MAX_FEATURES_BYTES && bytes.len() > MAX_FEATURES_BYTES / 2);
         let cut = Features::decode(&bytes).unwrap();
-        assert!(cut.is_cut && !cut.is_restricted);
+        assert!(cut.is_cut && !cut.is_restricted && !cut.is_probe);
         assert_eq!(cut.candidates[0].slot, 900);
         assert_eq!(cut.candidates[1].load.waiting, Some(0));
     }

@@ -261,6 +261,7 @@ fn what_scorers_read() {
         }],
         is_cut: false,
         is_restricted: true,
+        is_probe: true,
     };
     check("features", &features, Features::encode, Features::decode);
 }

@@ -116,6 +116,8 @@ pub struct PickerConfig {
     pub has_meter: bool,
     /// Whether answers say which endpoint they are from.
     pub has_served_header: bool,
+    /// Types of the profile's scorers, in their order.
+    pub(crate) types: Vec<&'static str>,
     /// Scorers that run as filters of their own, before it.
     pub(crate) modules: Vec<ModuleScorer>,
     /// Hash of the configuration's bytes, reported in the worker's row.
@@ -137,7 +139,8 @@ impl PickerConfig {
             let accepted = format!("1 to {MAX_DESTINATIONS}");
             return Err(range("destinations", raw.destinations.to_string(), accepted));
         }
-        let (mut scorers, mut modules) = (Vec::new(), Vec::<ModuleScorer>::new());
+        let (mut scorers, mut types) = (Vec::new(), Vec::new());
+        let mut modules = Vec::<ModuleScorer>::new();
         for RawScorer { r#type, weight, name, shadow } in raw.scorers {
             if !(weight.is_finite() && (0.0..=1000.0).contains(&weight)) {
                 return Err(range("scorers[].weight", weight.to_string(), "0 to 1000".into()));
@@ -155,6 +158,8 @@ impl PickerConfig {
                 let accepted = format!("none but for type {MODULE}");
                 return Err(range("scorers[].name or .shadow", r#type, accepted));
             }
+            let known = SCORER_TYPES.into_iter().find(|known| *known == r#type);
+            types.extend(known);
             let scorer = scorer_of_type(&r#type).ok_or_else(|| {
                 let accepted = format!("{}, {MODULE}", SCORER_TYPES.join(", "));
                 range("scorers[].type", r#type, accepted)
@@ -168,6 +173,7 @@ impl PickerConfig {
         let profile = Profile { scorers, destinations: raw.destinations };
         Ok(Self {
             profile,
+            types,
             modules,
             has_meter: raw.meter,
             has_served_header: raw.served_header,

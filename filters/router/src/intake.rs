@@ -159,7 +159,9 @@ impl Intake {
         let state = self.view.refresh(host, now_ns, max_age_ns).map_err(StateError::reason);
         let pools = &self.config.pools;
         let own = pools.of_route(host).ok_or("unknown_pool");
-        if !own.is_ok_and(|own| pools.goes_by_model(own)) {
+        let is_probe = own.is_ok_and(|(_, is_probe)| is_probe);
+        let own = own.map(|(pool, _)| pool);
+        if is_probe || !own.is_ok_and(|own| pools.goes_by_model(own)) {
             state?;
         }
         let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable");
@@ -170,7 +172,9 @@ impl Intake {
         // Before it matters whether there is a state: another pool's engines do not have the model.
         let model = request.as_ref().ok().and_then(|request| request.model());
         let pool = match (own, model) {
-            (Ok(own), Some(model)) => Ok(pools.of_model(own, model, self.view.directory())),
+            (Ok(own), Some(model)) if !is_probe => {
+                Ok(pools.of_model(own, model, self.view.directory()))
+            }
             _ => own,
         };
         if pool != own
@@ -207,6 +211,7 @@ impl Intake {
             request: matched,
             is_cut: false,
             is_restricted: subset.is_some(),
+            is_probe,
         };
         let published = host.set_property(FEATURES_PROPERTY, &features.encode());
         Ok(published.map_err(|_| "property_refused")?)

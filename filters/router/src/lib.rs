@@ -15,6 +15,7 @@ mod intake;
 mod modules;
 mod picker;
 mod pools;
+mod probe;
 mod report;
 mod reservations;
 mod rows;

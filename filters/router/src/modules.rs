@@ -102,7 +102,7 @@ impl ModuleScorer {
     }
 }
 
-/// Reads what every module said, and counts by name what is absent.
+/// Reads what every module said; the worker's row tells of it.
 pub(crate) fn ask<'a>(
     modules: &'a [ModuleScorer],
     host: &impl Host,
@@ -113,17 +113,11 @@ pub(crate) fn ask<'a>(
     for (at, module) in modules.iter().enumerate() {
         let said = module.read(host, report, features);
         report.scored(at, module.hash, said.as_ref().ok().map(|scored| scored.revision));
-        match &said {
-            Err(_) => report.scores_absent(host, &module.name),
-            Ok(Scored { scores, .. }) => {
-                if scores.iter().any(Option::is_none) {
-                    report.scores_incomplete(host, &module.name);
-                }
-                let given = GivenScores { weight: module.weight, scores: scores.clone() };
-                match module.is_shadow {
-                    true => all.shadows.push((&module.name, given)),
-                    false => all.counted.push(given),
-                }
+        if let Ok(Scored { scores, .. }) = &said {
+            let given = GivenScores { weight: module.weight, scores: scores.clone() };
+            match module.is_shadow {
+                true => all.shadows.push((&module.name, given)),
+                false => all.counted.push(given),
             }
         }
         all.named.push((&module.name, said));
@@ -133,23 +127,46 @@ pub(crate) fn ask<'a>(
 }
 
 impl Said<'_> {
+    /// Counts by name what is absent.
+    pub(crate) fn count(&self, host: &impl Host, report: &mut Report) {
+        for (name, said) in &self.named {
+            match said {
+                Err(_) => report.scores_absent(host, name),
+                Ok(scored) if scored.scores.iter().any(Option::is_none) => {
+                    report.scores_incomplete(host, name);
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// By module: the revision of the configuration that scored, null where nothing did.
+    pub(crate) fn revisions(&self) -> Value {
+        let revision = |said: &Verdict| said.as_ref().ok().map(|scored| scored.revision);
+        let named =
+            self.named.iter().map(|(name, said)| ((*name).to_owned(), json!(revision(said))));
+        Value::Object(named.collect())
+    }
+
     /// By module: its score per endpoint, or why there is none.
     pub(crate) fn explanation(&self, features: &Features) -> Value {
-        let of = |scores: &[Option<f32>]| {
-            let named = features.candidates.iter().zip(scores).map(|(candidate, score)| {
-                (candidate.address.clone(), score.map_or(Value::Null, |score| json!(score)))
-            });
-            named.collect::<Map<String, Value>>()
-        };
         let modules = self.named.iter().map(|(name, said)| {
             let said = match said {
-                Ok(scored) => Value::Object(of(&scored.scores)),
+                Ok(scored) => scores_by_address(features, &scored.scores),
                 Err(absent) => json!(absent.reason()),
             };
             ((*name).to_owned(), said)
         });
         Value::Object(modules.collect())
     }
+}
+
+/// One score per endpoint, null where there is none.
+pub(crate) fn scores_by_address(features: &Features, scores: &[Option<f32>]) -> Value {
+    let named = features.candidates.iter().zip(scores).map(|(candidate, score)| {
+        (candidate.address.clone(), score.map_or(Value::Null, |score| json!(score)))
+    });
+    Value::Object(named.collect::<Map<String, Value>>())
 }
 
 #[cfg(test)]
@@ -171,6 +188,7 @@ mod tests {
         let modules = [ModuleScorer::new("mine".into(), 2.0, false)];
         let mut report = Report::default();
         let all = ask(&modules, &host, &mut report, &features);
+        all.count(&host, &mut report);
         let counted: Vec<&[Option<f32>]> = all.counted.iter().map(|g| &g.scores[..]).collect();
         let count = |name: &str| host.counters.borrow().get(name).copied().unwrap_or(0);
         match expected {

@@ -6,12 +6,14 @@ use feed::{
 };
 use hostcalls::{Expect, Host, Status};
 use routing::{
-    Candidate, Decision, GivenScores, PickHistory, Reliability, RequestFeatures, SourceState,
+    Candidate, Decision, GivenScores, NoDecision, PickHistory, Reliability, RequestFeatures,
+    SourceState,
 };
 use serde_json::{Map, Value, json};
 
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
+use crate::probe;
 use crate::report::log_scores;
 use crate::reservations::Reservation;
 use crate::vm::Vm;
@@ -92,26 +94,52 @@ impl Picker {
             cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
         };
         let said = modules::ask(&self.config.modules, host, &mut vm.report, &features);
+        if !features.is_probe {
+            said.count(host, &mut vm.report);
+        }
         let run = |given: &[GivenScores]| {
             let Features { request, candidates, .. } = &features;
             self.config.profile.run(request, candidates, &history, given, seed)
         };
+        let shadows = || shadows(&said, &features, run);
         match run(&said.counted) {
-            Ok(decision) => {
-                for (name, given) in &said.shadows {
-                    let with_it = run(&[&said.counted[..], std::slice::from_ref(given)].concat());
-                    let first = with_it.as_ref().ok().and_then(|other| other.targets.first());
-                    if first != decision.targets.first() {
-                        vm.report.shadow_differs(host, name);
-                    }
+            Ok(decision) if features.is_probe => {
+                let targets = decision.targets.iter();
+                let targets = targets.filter_map(|i| features.candidates.get(*i));
+                let list: Vec<&str> = targets.map(|target| target.address.as_str()).collect();
+                let mut told = explanation(&features, &said, &decision, &list, &shadows());
+                if let Some(members) = told.as_object_mut() {
+                    members.insert("revisions".to_owned(), said.revisions());
+                    members.insert("built_in".to_owned(), self.built_in(&features, &history));
                 }
-                self.apply(host, vm, &features, (&said, &decision), (picks, cas), now_ns)
+                probe::answer(host, vm, self.config.hash, told);
+                None
+            }
+            Ok(decision) => {
+                let shadows = shadows();
+                let first = decision.targets.first().and_then(|i| features.candidates.get(*i));
+                for (name, other) in &shadows {
+                    let differs = *other != first.map(|target| target.address.as_str());
+                    vm.report.shadowed(host, name, differs);
+                }
+                let decided = (&said, &decision, &shadows[..]);
+                self.apply(host, vm, &features, decided, (picks, cas), now_ns)
             }
             Err(none) => {
                 vm.report.fell_back(host, none.reason());
                 None
             }
         }
+    }
+
+    /// What each built-in scorer says, by its type.
+    fn built_in(&self, features: &Features, history: &PickHistory) -> Value {
+        let Features { request, candidates, .. } = features;
+        let scores = self.config.profile.scores(request, candidates, history);
+        let named = self.config.types.iter().zip(&scores).map(|(of_type, scores)| {
+            ((*of_type).to_owned(), modules::scores_by_address(features, scores))
+        });
+        Value::Object(named.collect())
     }
 
     /// A response has begun: the request is where it came from, and the client is told.
@@ -147,7 +175,7 @@ impl Picker {
         host: &impl Host,
         vm: &mut Vm,
         features: &Features,
-        (said, decision): (&Said<'_>, &Decision),
+        (said, decision, shadows): (&Said<'_>, &Decision, &[Shadow<'_>]),
         picks: (Picks, Expect),
         now_ns: u64,
     ) -> Option<Reservation> {
@@ -192,7 +220,7 @@ impl Picker {
             vm.report.lowered(host);
         }
         vm.report.picked(host, features.request.unmatched_reason.as_deref());
-        log_scores(host, || explanation(features, said, decision, &list));
+        log_scores(host, || explanation(features, said, decision, &list, shadows));
         reservation
     }
 }
@@ -283,9 +311,33 @@ fn by_address(features: &Features, of: impl Fn(&Candidate) -> u32) -> Map<String
     nonzero.map(|(candidate, number)| (candidate.address.clone(), json!(number))).collect()
 }
 
+/// A shadow scorer, and the endpoint the request would have gone to had it counted.
+type Shadow<'a> = (&'a str, Option<&'a str>);
+
+/// What each shadow would have made of the decision, by itself.
+fn shadows<'a>(
+    said: &Said<'a>,
+    features: &'a Features,
+    run: impl Fn(&[GivenScores]) -> Result<Decision, NoDecision>,
+) -> Vec<Shadow<'a>> {
+    let shadows = said.shadows.iter().map(|(name, given)| {
+        let with_it = run(&[&said.counted[..], std::slice::from_ref(given)].concat());
+        let first = with_it.ok().and_then(|other| other.targets.first().copied());
+        let first = first.and_then(|i| features.candidates.get(i));
+        (*name, first.map(|target| target.address.as_str()))
+    });
+    shadows.collect()
+}
+
 /// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each scorer
-/// module said or why it is absent, totals, choice.
-fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: &[&str]) -> Value {
+/// module said or why it is absent, totals, choice, and each shadow's choice.
+fn explanation(
+    features: &Features,
+    said: &Said<'_>,
+    decision: &Decision,
+    list: &[&str],
+    shadows: &[Shadow<'_>],
+) -> Value {
     let held = by_address(features, |candidate| candidate.matched.gpu_blocks);
     let totals: Map<String, Value> = features
         .candidates
@@ -309,6 +361,10 @@ fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: 
         "unmatched": features.request.unmatched_reason,
     });
     let lowered = features.candidates.iter().filter(|candidate| is_lowered(candidate));
+    if let (false, Some(line)) = (shadows.is_empty(), line.as_object_mut()) {
+        let shadows = shadows.iter().map(|(name, other)| ((*name).to_owned(), json!(other)));
+        line.insert("shadows".to_owned(), Value::Object(shadows.collect()));
+    }
     let lowered: Map<String, Value> =
         lowered.map(|c| (c.address.clone(), json!(c.reliability.ratio()))).collect();
     if let (false, Some(line)) = (lowered.is_empty(), line.as_object_mut()) {

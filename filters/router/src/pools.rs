@@ -4,6 +4,8 @@ use feed::{Directory, DirectoryEntry};
 use hostcalls::Host;
 use serde::Deserialize;
 
+use crate::probe;
+
 /// Header by which a route of a pool is chosen. Set by intake alone: the proxy takes a client's own
 /// off before its filters run, and intake's before the request leaves.
 pub const POOL_HEADER: &str = "x-wasm-epp-pool";
@@ -59,10 +61,15 @@ impl Pools {
         Self { names, by_model, configured }
     }
 
-    /// The pool of the request's route.
-    pub fn of_route(&self, host: &impl Host) -> Option<&str> {
-        let cluster = host.property(&["xds", "cluster_name"]).ok().flatten()?;
-        self.names.iter().find(|name| name.as_bytes() == cluster).map(String::as_str)
+    /// The pool of the request's route, and whether the request is a probe.
+    pub fn of_route(&self, host: &impl Host) -> Option<(&str, bool)> {
+        let cluster = host.property(&["xds", "cluster_name"]).ok().flatten();
+        let (pool, is_probe) = match cluster {
+            Some(name) => (name, false),
+            None => (probe::pool(host)?.into_bytes(), true),
+        };
+        let name = self.names.iter().find(|name| name.as_bytes() == pool)?;
+        Some((name, is_probe))
     }
 
     /// Whether requests of this pool's route may belong to another pool.

@@ -103,7 +103,7 @@ impl Row {
 }
 
 /// Number of this build: hash of the source revision given at build time, else of the version.
-fn build() -> u64 {
+pub(crate) fn build() -> u64 {
     fnv1a(option_env!("WASM_EPP_BUILD").unwrap_or(env!("CARGO_PKG_VERSION")).as_bytes())
 }
 

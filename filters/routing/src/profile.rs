@@ -84,20 +84,10 @@ impl Profile {
         if candidates.is_empty() {
             return Err(NoDecision::NoCandidates);
         }
-        let ready: Vec<usize> = candidates
-            .iter()
-            .enumerate()
-            .filter_map(|(i, candidate)| candidate.load.is_ready.then_some(i))
-            .collect();
+        let (ready, kept, kept_history) = filtered(candidates, history);
         if ready.is_empty() {
             return Err(NoDecision::NoneReady);
         }
-        let kept: Vec<Candidate> =
-            ready.iter().filter_map(|i| candidates.get(*i).cloned()).collect();
-        let pick = |values: &[u64]| -> Vec<u64> {
-            ready.iter().map(|i| values.get(*i).copied().unwrap_or(0)).collect()
-        };
-        let kept_history = PickHistory { any: pick(&history.any), cold: pick(&history.cold) };
 
         let mut sums = vec![0f32; kept.len()];
         for WeightedScorer { weight, scorer } in &self.scorers {
@@ -131,6 +121,45 @@ impl Profile {
             was_cold: !kept.iter().any(|candidate| candidate.matched.is_hit()),
         })
     }
+
+    /// What each of the profile's scorers says, in its order: one score per candidate, absent of
+    /// those filtered out. For who asks why; deciding does not need it.
+    pub fn scores(
+        &self,
+        request: &RequestFeatures,
+        candidates: &[Candidate],
+        history: &PickHistory,
+    ) -> Vec<Vec<Option<f32>>> {
+        let (ready, kept, kept_history) = filtered(candidates, history);
+        let scores = self.scorers.iter().map(|WeightedScorer { scorer, .. }| {
+            let mut all = vec![None; candidates.len()];
+            for (at, score) in ready.iter().zip(scorer.score(request, &kept, &kept_history)) {
+                if let Some(of_candidate) = all.get_mut(*at) {
+                    *of_candidate = score;
+                }
+            }
+            all
+        });
+        scores.collect()
+    }
+}
+
+/// The candidates that may serve: where they are in the list, themselves, and their history.
+fn filtered(
+    candidates: &[Candidate],
+    history: &PickHistory,
+) -> (Vec<usize>, Vec<Candidate>, PickHistory) {
+    let ready: Vec<usize> = candidates
+        .iter()
+        .enumerate()
+        .filter_map(|(i, candidate)| candidate.load.is_ready.then_some(i))
+        .collect();
+    let kept = ready.iter().filter_map(|i| candidates.get(*i).cloned()).collect();
+    let pick = |values: &[u64]| -> Vec<u64> {
+        ready.iter().map(|i| values.get(*i).copied().unwrap_or(0)).collect()
+    };
+    let history = PickHistory { any: pick(&history.any), cold: pick(&history.cold) };
+    (ready, kept, history)
 }
 
 /// Adds one scorer's share to the sums.

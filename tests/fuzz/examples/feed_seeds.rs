@@ -59,6 +59,7 @@ fn main() -> std::io::Result<()> {
         candidates: (0..3).map(candidate).collect(),
         is_cut: false,
         is_restricted: true,
+        is_probe: false,
     };
     write("features", features.encode())?;
 

@@ -454,3 +454,4 @@ fn a_picker_survives_what_it_cannot_read() {
     assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).is_none());
     assert_eq!(gateway.counter("wasm_epp_requests_fallback_features_malformed_total"), 1);
 }
+mod probe;

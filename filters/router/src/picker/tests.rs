@@ -36,6 +36,7 @@ fn features() -> Features {
         candidates: vec![candidate(4, "a", 8), candidate(7, "b", 6), mute, away],
         is_cut: false,
         is_restricted: false,
+        is_probe: false,
     }
 }
 

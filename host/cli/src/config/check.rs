@@ -23,10 +23,13 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     let envoy = envoy(raw.envoy.unwrap_or_default(), base)?;
     let metrics = raw.metrics.unwrap_or_default();
     let gateways = match raw.gateways {
-        Some(list) => gateways(list, base)?,
-        None => {
-            vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone(), resources: None }]
-        }
+        Some(list) => gateways(list, &envoy, base)?,
+        None => vec![Gateway {
+            name: "gw-0".to_owned(),
+            feed: envoy.feed.clone(),
+            admin: Some(envoy.admin),
+            resources: None,
+        }],
     };
     let pools = pools(raw.pools, base)?;
     let mut warnings = warnings(&gateways, &envoy.feed);
@@ -82,11 +85,12 @@ fn snapshot(raw: RawSnapshot) -> Result<Snapshot, Refused> {
     Ok(Snapshot { interval: Duration::from_secs(interval) })
 }
 
-fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused> {
+fn gateways(list: Vec<RawGateway>, envoy: &Envoy, base: &Path) -> Result<Vec<Gateway>, Refused> {
     if list.is_empty() {
         return Err(Refused::new("gateways", list, "at least one, or leave the key out"));
     }
     let (mut names, mut feeds) = (HashSet::new(), Vec::new());
+    let mut folders = HashSet::new();
     let mut gateways = Vec::with_capacity(list.len());
     for (i, raw) in list.into_iter().enumerate() {
         let key = format!("gateways[{i}]");
@@ -96,12 +100,24 @@ fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused>
         if feeds.contains(&feed) {
             return Err(Refused::new(format!("{key}.feed"), raw.feed, "each feed once"));
         }
+        if feeds.contains(&feed.probe()) || feeds.iter().any(|other| other.probe() == feed) {
+            let expected = "an address of which neither it nor its probes' is another gateway's";
+            return Err(Refused::new(format!("{key}.feed"), raw.feed, expected));
+        }
         feeds.push(feed.clone());
-        let resources = raw
-            .resources
-            .map(|text| Ok(address::resolve(base, &filled(&format!("{key}.resources"), text)?)))
-            .transpose()?;
-        gateways.push(Gateway { name, feed, resources });
+        let admin = match raw.admin {
+            Some(text) => Some(address::endpoint(&format!("{key}.admin"), &text)?),
+            None => (feed == envoy.feed).then_some(envoy.admin),
+        };
+        let resources = match raw.resources {
+            None => None,
+            Some(text) => {
+                let key = format!("{key}.resources");
+                unique(&key, &text, &mut folders)?;
+                Some(address::resolve(base, &filled(&key, text)?))
+            }
+        };
+        gateways.push(Gateway { name, feed, admin, resources });
     }
     Ok(gateways)
 }

@@ -59,7 +59,9 @@ pub struct Gateway {
     pub name: String,
     /// Where the daemon posts.
     pub feed: FeedAddress,
-    /// The folder that `render --out` wrote for it, where that is on this machine.
+    /// Envoy's admin interface, by which a swap is verified.
+    pub admin: Option<SocketAddr>,
+    /// The folder that `render --out` wrote for this gateway, on this machine.
     pub resources: Option<PathBuf>,
 }
 

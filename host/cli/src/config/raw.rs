@@ -30,6 +30,7 @@ pub(super) struct Raw {
 pub(super) struct RawGateway {
     pub(super) name: String,
     pub(super) feed: String,
+    pub(super) admin: Option<String>,
     pub(super) resources: Option<String>,
 }
 

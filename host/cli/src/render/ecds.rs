@@ -1,5 +1,6 @@
 //! The file-watched filters: one resource, and so one hot swap, per filter.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -125,9 +126,22 @@ pub(super) fn place(number: usize) -> String {
     format!("scorer-{number}")
 }
 
+/// The place of each named module. One that has a place keeps it, so that what others do moves
+/// nobody; the rest take the free ones in order. There are as many places as modules or more.
+fn places_of(names: &[&str], places: usize, held: &BTreeMap<String, usize>) -> Vec<usize> {
+    let kept = |name: &&str| held.get(*name).copied().filter(|place| *place < places);
+    let taken: Vec<usize> = names.iter().filter_map(kept).collect();
+    let mut free = (0..places).filter(|place| !taken.contains(place));
+    names.iter().map(|name| kept(name).or_else(|| free.next()).unwrap_or(places)).collect()
+}
+
 /// The filters by name: intake and picker share one VM per worker, as vm_config is equal. A place
-/// without a scorer holds a filter that does nothing.
-pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Value)> {
+/// without a scorer holds a filter that does nothing. `held` are the places that modules have.
+pub(super) fn filters(
+    config: &Config,
+    modules: &ModulePaths,
+    held: &BTreeMap<String, usize>,
+) -> Vec<(String, Value)> {
     let built_in = config.routing.scorers.iter();
     let built_in = built_in.map(|scorer| json!({"type": scorer.kind, "weight": scorer.weight}));
     let own = config.routing.modules.iter().map(|scorer| {
@@ -169,9 +183,13 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
         ("picker".to_owned(), wasm("picker", &router, picker)),
         ("feeder".to_owned(), wasm("feed", &feeder, json!({}))),
     ];
-    let scorers: Vec<_> = config.routing.modules.iter().zip(&modules.scorers).collect();
-    filters.extend((0..config.routing.module_places).map(|number| {
-        let filter = match scorers.get(number) {
+    let places = config.routing.module_places;
+    let names: Vec<&str> = config.routing.modules.iter().map(|scorer| &*scorer.name).collect();
+    let scorers = config.routing.modules.iter().zip(&modules.scorers);
+    let scorers: BTreeMap<usize, _> =
+        places_of(&names, places, held).into_iter().zip(scorers).collect();
+    filters.extend((0..places).map(|number| {
+        let filter = match scorers.get(&number) {
             None => super::envoy::stand_in(),
             Some((scorer, file)) => {
                 let name = format!("scorer-{}", scorer.name);
@@ -282,4 +300,23 @@ fn wasm(root_id: &str, loaded: &Loaded<'_>, configuration: Value) -> Value {
             },
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_keeps_its_place_and_new_ones_take_what_is_free() {
+        let check = |held: &[(&str, usize)], names: &[&str], expected: &[usize]| {
+            let held = held.iter().map(|(name, place)| ((*name).to_owned(), *place)).collect();
+            assert_eq!(places_of(names, 4, &held), expected, "{names:?} over {held:?}");
+        };
+        check(&[], &["a", "b"], &[0, 1]);
+        check(&[("a", 0), ("b", 1)], &["b"], &[1]);
+        check(&[("a", 0), ("b", 1)], &["c", "b"], &[0, 1]);
+        check(&[("a", 0), ("b", 1)], &["d", "c", "a", "b"], &[2, 3, 0, 1]);
+        // There were more places once.
+        check(&[("a", 7)], &["b", "a"], &[0, 1]);
+    }
 }

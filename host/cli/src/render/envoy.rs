@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::POOL_HEADER;
 use crate::config::{BUFFER_LIMIT_BYTES, Config, FeedAddress, Meter, Pool};
 
 /// Buffer of a connection where nothing needs a whole body.
@@ -61,7 +62,11 @@ pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
             "miss_timeout": "0.2s", "megamiss_timeout": "1s", "kill_timeout": "10s",
         }},
         "static_resources": {
-            "listeners": [inference_listener(config, ecds), feed_listener(config, ecds)],
+            "listeners": [
+                inference_listener(config, ecds),
+                feed_listener(config, ecds),
+                probe_listener(config, ecds),
+            ],
             "clusters": config.pools.iter().map(cluster).collect::<Vec<_>>(),
         },
     });
@@ -80,9 +85,8 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
         filter["disabled"] = json!(true);
         filter
     };
-    let places =
-        (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), ecds));
-    let mut filters: Vec<Value> = std::iter::once(disabled("intake")).chain(places).collect();
+    let mut filters: Vec<Value> =
+        std::iter::once(disabled("intake")).chain(places(config, ecds)).collect();
     filters.push(discovered("picker", ecds));
     filters.extend(config.meter.map(|_| disabled("meter")));
     filters.push(router());
@@ -120,6 +124,10 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
         "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     })
+}
+
+fn places(config: &Config, ecds: &Path) -> impl Iterator<Item = Value> {
+    (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), ecds))
 }
 
 /// Paths of a pool's own first, the longest prefix before others, so that `/a/b` is not taken by
@@ -273,13 +281,63 @@ fn cluster(pool: &Pool) -> Value {
     })
 }
 
-fn feed_listener(config: &Config, ecds: &Path) -> Value {
-    let address = match &config.envoy.feed {
+fn private_address(config: &Config, address: &FeedAddress) -> Value {
+    match address {
         FeedAddress::Unix(path) => {
             json!({"pipe": {"path": path, "mode": config.envoy.feed_mode}})
         }
         FeedAddress::Http(address) => socket_address(*address),
+    }
+}
+
+/// Answers with the decision that a request would get, and sends it nowhere. It has the inference
+/// listener's filters: the very configurations, VMs and state of the worker that took the connection.
+fn probe_listener(config: &Config, ecds: &Path) -> Value {
+    let route = |pool: &Pool| {
+        json!({
+            "name": format!("{}{}", feed::PROBE_ROUTE_PREFIX, pool.name),
+            "match": {
+                "prefix": "/",
+                "headers": [{"name": POOL_HEADER, "string_match": {"exact": pool.name}}],
+            },
+            "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
+            "direct_response": {
+                "status": 200,
+                "body_format": {"text_format_source": {
+                    "inline_string": format!("%FILTER_STATE(wasm.{}:PLAIN)%", feed::EXPLANATION_PROPERTY),
+                }},
+            },
+        })
     };
+    let mut filters = vec![discovered("intake", ecds)];
+    filters.extend(places(config, ecds));
+    filters.extend([discovered("picker", ecds), router()]);
+    let manager = json!({
+        "@type": network("http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "probe",
+        "codec_type": "AUTO",
+        "route_config": {
+            "name": "probe",
+            "virtual_hosts": [{
+                "name": "probe",
+                "domains": ["*"],
+                "routes": config.pools.iter().map(route).collect::<Vec<_>>(),
+            }],
+        },
+        "http_filters": filters,
+    });
+    json!({
+        "name": "probe",
+        "address": private_address(config, &config.envoy.feed.probe()),
+        "per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES,
+        // As many connections as workers reach every worker.
+        "connection_balance_config": {"exact_balance": {}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    })
+}
+
+fn feed_listener(config: &Config, ecds: &Path) -> Value {
+    let address = private_address(config, &config.envoy.feed);
     let manager = json!({
         "@type": network("http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "feed",

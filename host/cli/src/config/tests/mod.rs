@@ -161,6 +161,34 @@ fn a_name_that_leads_to_an_earlier_pool_is_a_warning() {
 }
 
 #[test]
+fn a_gateway_is_known_by_its_admin_interface_its_folder_and_its_probes() {
+    let check =
+        |gateways: &str, feed: &str, admin: Option<&str>, folder: Option<&str>, probe: &str| {
+            let text =
+                format!("envoy: {{admin: '127.0.0.1:7', feed: '{feed}'}}\n{gateways}{POOLS}");
+            let gateway = accepted(&text).gateways.remove(0);
+            assert_eq!(gateway.admin.map(|admin| admin.to_string()).as_deref(), admin);
+            assert_eq!(gateway.resources.as_deref(), folder.map(Path::new));
+            assert_eq!(gateway.feed.probe().to_string(), probe);
+        };
+    let own = Some("127.0.0.1:7");
+    check("", "unix:run/feed.sock", own, None, "unix:/etc/epp/run/feed-probe.sock");
+    check("", "http://[::1]:9500", own, None, "http://[::1]:9501");
+    let one = |more: &str| format!("gateways: [{{name: g, feed: 'unix:/r/f'{more}}}]\n");
+    let folder = one(", resources: out");
+    check(&folder, "unix:/r/f", own, Some("/etc/epp/out"), "unix:/r/f-probe");
+    // Another gateway's admin interface is not this file's to guess.
+    check(&folder, "unix:/r/g", None, Some("/etc/epp/out"), "unix:/r/f-probe");
+    check(
+        &one(", admin: '10.0.0.1:99'"),
+        "unix:/r/f",
+        Some("10.0.0.1:99"),
+        None,
+        "unix:/r/f-probe",
+    );
+}
+
+#[test]
 fn a_feed_nobody_posts_to_is_a_warning() {
     let config = accepted(&format!(
         "envoy: {{feed: 'unix:/run/other'}}\ngateways: [{{name: g, feed: 'unix:/run/one'}}]\n{POOLS}"

@@ -78,11 +78,14 @@ fn admin_and_feed_are_on_loopback() {
     };
     feed("/run/feed.sock", "unix:PATH or http://127.0.0.1:PORT");
     feed("unix:", "unix: and the path of a socket");
-    feed("http://127.0.0.1:0", "a port in 1..=65535");
-    let long = "x".repeat(99);
+    for port in ["0", "65535"] {
+        let expected = "a port in 1..=65534, and the next one free for probes";
+        feed(&format!("http://127.0.0.1:{port}"), expected);
+    }
+    let long = "x".repeat(93);
     feed(
         &format!("unix:{long}"),
-        &format!("a path of at most 107 bytes (here 108: /etc/epp/{long})"),
+        &format!("a path of at most 101 bytes (here 102: /etc/epp/{long})"),
     );
 }
 
@@ -162,6 +165,25 @@ fn names_are_unique() {
     refused_beside_pools(
         "gateways: [{name: g, feed: 'unix:/a'}, {name: h, feed: 'unix:/./a'}]",
         "c.yaml: gateways[1].feed: \"unix:/./a\" is not accepted: expected each feed once",
+    );
+    let nobodys = "an address of which neither it nor its probes' is another gateway's";
+    for (first, second) in [
+        ("unix:/a.sock", "unix:/a-probe.sock"),
+        ("unix:/a-probe", "unix:/a"),
+        ("http://127.0.0.1:9500", "http://127.0.0.1:9501"),
+    ] {
+        refused_beside_pools(
+            &format!("gateways: [{{name: g, feed: '{first}'}}, {{name: h, feed: '{second}'}}]"),
+            &format!("c.yaml: gateways[1].feed: {second:?} is not accepted: expected {nobodys}"),
+        );
+    }
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a', resources: e}, {name: h, feed: 'unix:/b', resources: e}]",
+        &format!("c.yaml: gateways[1].resources: \"e\" is not accepted: {once}"),
+    );
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a', admin: '10.0.0.1'}]",
+        "c.yaml: gateways[0].admin: \"10.0.0.1\" is not accepted: expected ip:port or [ipv6]:port, no host name",
     );
     refused_beside_pools(
         "routing: {scorers: [{type: queue}, {type: queue}]}",
