@@ -7,7 +7,8 @@ use testbed::{Answer, Client, EngineOptions, Stand, StandOptions, root, wait_unt
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    BOTH, COMPLETIONS, Protocol, completion, counters, fallbacks, line, picked, prose, served,
+    BOTH, COMPLETIONS, Protocol, completion, counters, fallbacks, line, passed, picked, prose,
+    served,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -72,7 +73,8 @@ async fn trap(stand: &Stand, place: &str, topic: &str) -> Answer {
     let body = completion(&prose(topic, 400));
     let more: [(&str, &[u8]); 1] = [("x-trap", place.as_bytes())];
     let answer = Protocol::H1.send(stand, COMPLETIONS, &more, &body).await;
-    served(stand, &answer, &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    passed(stand, &answer, &body);
     answer
 }
 

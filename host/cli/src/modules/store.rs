@@ -53,7 +53,7 @@ impl Store {
         if !folder.join("ecds").is_dir() {
             return Err(empty());
         }
-        let path = folder.join(".lock");
+        let path = folder.join(crate::render::LOCK);
         let failed = |source| StoreError::Io { doing: "locking", path: path.clone(), source };
         let lock = File::create(&path).map_err(failed)?;
         match lock.try_lock() {

@@ -23,6 +23,9 @@ pub(crate) use resource::{Resource, place_number, read_filters};
 pub use revive::{ROUTER, ReviveError, revive};
 pub(crate) use revive::{SCORER_PREFIX, places, versions};
 
+/// File in the output folder that whoever changes a running gateway's filters holds locked.
+pub(crate) const LOCK: &str = ".lock";
+
 /// Names the pool that a probe asks about, on the probe listener.
 pub(crate) const POOL_HEADER: &str = "x-wasm-epp-pool";
 

@@ -61,6 +61,12 @@ pub enum ReviveError {
         /// The file.
         path: PathBuf,
     },
+    /// A swap is under way, which may be about to change these very files.
+    #[error("{} is being swapped", path.display())]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file could not be written.
     #[error(transparent)]
     Write(#[from] RenderError),
@@ -189,6 +195,16 @@ pub(crate) fn versions(resources: &Path, vm: &str) -> Result<Vec<String>, Revive
 /// When a file is not what `render` writes, its module is missing, or it cannot be written.
 pub fn revive(resources: &Path, vm: &str) -> Result<Vec<PathBuf>, ReviveError> {
     let held = files(resources, vm)?;
+    let lock = resources.join(super::LOCK);
+    let failed = |source| ReviveError::Read { path: lock.clone(), source };
+    let file = fs::File::create(&lock).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            return Err(ReviveError::Busy { path: resources.to_owned() });
+        }
+        Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+    }
     let mut revised = Vec::new();
     for held in held {
         held.check_module()?;

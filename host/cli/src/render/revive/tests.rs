@@ -110,3 +110,14 @@ fn what_cannot_be_revived_is_refused_in_words_and_left_alone() {
     assert!(revive(&folder.path().join("nowhere"), "router").is_err());
     assert!(!folder.path().join("nowhere").exists());
 }
+
+#[test]
+fn nothing_is_revived_while_a_swap_is_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = rendered(folder.path());
+    let swap = std::fs::File::create(out.join(super::super::LOCK)).unwrap();
+    swap.lock().unwrap();
+    assert!(matches!(revive(&out, ROUTER), Err(ReviveError::Busy { .. })));
+    drop(swap);
+    assert_eq!(revive(&out, ROUTER).unwrap().len(), 2);
+}

@@ -216,7 +216,7 @@ impl Revival {
                 );
             }
             // Whoever wrote it revived the VM, and may not have been done yet.
-            Err(ReviveError::Changed { .. }) => {}
+            Err(ReviveError::Changed { .. } | ReviveError::Busy { .. }) => {}
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::new(error));
                 tracing::error!(gateway, filter = name, workers, error, "VMs cannot be revived");
