@@ -3,9 +3,8 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use testbed::{Stand, StandOptions, get, root, wait_until, wasm_epp};
+use testbed::{Stand, StandOptions, root, wasm_epp};
 
 use crate::support::{COMPLETIONS, Protocol, completion, line, prose, served};
 
@@ -67,33 +66,25 @@ async fn the_document_is_true() {
     let size = std::fs::metadata(&module).unwrap().len();
     assert!(size <= 250 * 1024, "the module has {size} bytes");
 
-    std::fs::write(stand.config_file(), format!("{before}{}\n", blocks[2].1)).unwrap();
-    run(folder, &blocks[3].1);
-    wait_until("the module scores", Duration::from_secs(60), async || {
-        let record = request("is it there").await;
-        let scores = record["modules"]["my-scorer"].as_object()?.clone();
-        // A prompt this short may go anywhere.
-        assert!(scores.len() == 3 && scores.values().all(|score| score == 1.0), "{record}");
-        Some(())
-    })
-    .await
-    .unwrap();
-    let admin = stand.envoy_admin.to_string();
-    assert!(blocks[4].1.contains("127.0.0.1:9901"), "Envoy's admin address by default");
-    let stats = run(folder, &blocks[4].1.replace("127.0.0.1:9901", &admin));
-    // Absent while the picker knew of it and the module was still being loaded, if ever.
-    assert!(stats.contains("my-scorer"), "{stats}");
-    let page = get(stand.envoy_admin, "/stats?filter=scores_absent_my-scorer").await.unwrap();
-    let absent = || String::from_utf8_lossy(&page.body).into_owned();
-    request("once more").await;
-    let after = get(stand.envoy_admin, "/stats?filter=scores_absent_my-scorer").await.unwrap();
-    assert_eq!(absent(), String::from_utf8_lossy(&after.body));
+    // Where the feed is by default, and here.
+    let yaml = blocks[2].1.replace("unix:run/feed.sock", "unix:feed.sock");
+    std::fs::write(stand.config_file(), format!("{before}{yaml}\n")).unwrap();
+    let swapped = run(folder, &blocks[3].1);
+    assert!(swapped.starts_with("gw-0  swapped    scorer-0 picker, in "), "{swapped}");
+    let record = request("is it there").await;
+    let scores = record["modules"]["my-scorer"].as_object().unwrap();
+    // A prompt this short may go anywhere.
+    assert!(scores.len() == 3 && scores.values().all(|score| score == 1.0), "{record}");
+    assert!(record["shadows"]["my-scorer"].is_string(), "{record}");
+    let list = run(folder, &blocks[4].1);
+    let listed = list.lines().find(|line| line.contains("my-scorer")).unwrap();
+    let cells: Vec<&str> = listed.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
+    assert_eq!(cells[..5], ["gw-0", "0", "my-scorer", "1", "shadow"], "{list}");
+    // Workers, absent, incomplete, and what would differ.
+    let workers = stand.envoy_stat("server.concurrency").await.unwrap();
+    assert_eq!(cells[9..12], [&format!("{workers} of {workers}"), "0", "0"], "{list}");
+    assert!(cells[12].contains(" of 1 ("), "{list}");
 
-    std::fs::write(stand.config_file(), &before).unwrap();
     run(folder, &blocks[5].1);
-    wait_until("the module is gone", Duration::from_secs(60), async || {
-        request("is it gone").await["modules"].as_object()?.is_empty().then_some(())
-    })
-    .await
-    .unwrap();
+    assert_eq!(request("is it gone").await["modules"], serde_json::json!({}));
 }

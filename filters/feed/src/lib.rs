@@ -18,6 +18,7 @@ mod head;
 mod key;
 mod matrix;
 mod prediction;
+mod probe;
 mod row;
 mod scores;
 mod values;
@@ -38,6 +39,7 @@ pub use matrix::{
     Trail, add_cells, find_cell, find_trails, join_trails, trail_depths,
 };
 pub use prediction::{PREDICTION_PROPERTY, Predicted, Prediction};
+pub use probe::{EXPLANATION_PROPERTY, PROBE_ROUTE_PREFIX};
 pub use row::{MAX_ROW_SCORERS, MAX_ROWS, ScorerRow, WorkerRow};
 pub use scores::{MAX_SCORES_BYTES, SCORE_PROPERTY_PREFIX, Scores};
 pub use values::{

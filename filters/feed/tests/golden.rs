@@ -261,6 +261,8 @@ fn what_scorers_read() {
             ..Candidate::default()
         }],
         is_cut: false,
+        is_restricted: true,
+        is_probe: true,
     };
     check("features", &features, Features::encode, Features::decode);
 }

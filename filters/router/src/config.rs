@@ -5,6 +5,8 @@ use scorers::spec::{PluginSpec, ProfileSpec, RoutingSpec, SpecError};
 use serde::Deserialize;
 
 use crate::modules::Module;
+use crate::pools::{PoolConfig, Pools};
+use crate::subset::MAX_DESTINATIONS;
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
 #[derive(Debug, thiserror::Error)]
@@ -42,31 +44,42 @@ pub enum ConfigError {
 /// Longest body that may ever be configured: the buffer limit of the route is 16 MiB.
 const MAX_BODY_BYTES: usize = (16 << 20) - 1;
 
-/// Configuration of `intake`.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawIntake {
+    max_body_bytes: usize,
+    max_state_age_ms: u64,
+    pools: Vec<PoolConfig>,
+    by_model: Option<String>,
+    #[serde(default)]
+    headers: Vec<String>,
+    #[serde(default)]
+    labels: Vec<String>,
+    #[serde(default)]
+    attributes: Vec<String>,
+    #[serde(default)]
+    session: Option<SessionConfig>,
+    /// A number that is another one when the filter was only to be loaded again.
+    #[serde(default, rename = "revision")]
+    _revision: u32,
+}
+
+/// Configuration of `intake`.
 pub struct IntakeConfig {
     /// Longer bodies are not read; the proxy's own policy routes them.
     pub max_body_bytes: usize,
     /// State older than this is not used.
     pub max_state_age_ms: u64,
     /// Pools this listener serves.
-    pub pools: Vec<String>,
+    pub pools: Pools,
     /// Request headers that plugins read, in lower case.
-    #[serde(default)]
     pub headers: Vec<String>,
     /// Labels of endpoints that plugins read.
-    #[serde(default)]
     pub labels: Vec<String>,
     /// Numeric attributes of endpoints that plugins read.
-    #[serde(default)]
     pub attributes: Vec<String>,
     /// How a request's session is found, where a plugin reads it.
-    #[serde(default)]
     pub session: Option<SessionConfig>,
-    /// A number that is another one when the filter was only to be loaded again.
-    #[serde(default)]
-    pub revision: u32,
 }
 
 /// How a request's session is found.
@@ -95,17 +108,29 @@ pub enum SessionStrategy {
 impl IntakeConfig {
     /// Parses and checks.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        let config: Self = serde_json::from_slice(json)
+        let raw: RawIntake = serde_json::from_slice(json)
             .map_err(|source| ConfigError::Json { filter: "intake", source })?;
-        if !(1..=MAX_BODY_BYTES).contains(&config.max_body_bytes) {
-            return Err(ConfigError::Range {
-                filter: "intake",
-                key: "maxBodyBytes",
-                value: config.max_body_bytes.to_string(),
-                accepted: format!("1 to {MAX_BODY_BYTES}"),
-            });
+        let range =
+            |key, value, accepted| ConfigError::Range { filter: "intake", key, value, accepted };
+        if !(1..=MAX_BODY_BYTES).contains(&raw.max_body_bytes) {
+            let accepted = format!("1 to {MAX_BODY_BYTES}");
+            return Err(range("maxBodyBytes", raw.max_body_bytes.to_string(), accepted));
         }
-        Ok(config)
+        if let Some(pool) = &raw.by_model
+            && !raw.pools.iter().any(|known| known.name == *pool)
+        {
+            let known: Vec<&str> = raw.pools.iter().map(|pool| pool.name.as_str()).collect();
+            return Err(range("byModel", pool.clone(), known.join(", ")));
+        }
+        Ok(Self {
+            max_body_bytes: raw.max_body_bytes,
+            max_state_age_ms: raw.max_state_age_ms,
+            pools: Pools::new(raw.pools, raw.by_model),
+            headers: raw.headers,
+            labels: raw.labels,
+            attributes: raw.attributes,
+            session: raw.session,
+        })
     }
 }
 
@@ -130,6 +155,8 @@ struct RawPicker {
     /// As intake's; it is in the configuration's hash.
     #[serde(default, rename = "revision")]
     _revision: u32,
+    #[serde(default)]
+    served_header: bool,
 }
 
 /// Configuration of `picker`.
@@ -138,6 +165,8 @@ pub struct PickerConfig {
     pub profiles: Profiles,
     /// Whether a meter stands behind it, which it tells what it expects and believes.
     pub has_meter: bool,
+    /// Whether answers say which endpoint they are from.
+    pub has_served_header: bool,
     /// Plugins that run as filters of their own, before it.
     pub(crate) modules: Vec<Module>,
     /// Hash of the configuration's bytes, reported in the worker's row.
@@ -149,12 +178,12 @@ impl PickerConfig {
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let raw: RawPicker = serde_json::from_slice(json)
             .map_err(|source| ConfigError::Json { filter: "picker", source })?;
-        if !(1..=16).contains(&raw.destinations) {
+        if !(1..=MAX_DESTINATIONS).contains(&raw.destinations) {
             return Err(ConfigError::Range {
                 filter: "picker",
                 key: "destinations",
                 value: raw.destinations.to_string(),
-                accepted: "1 to 16".into(),
+                accepted: format!("1 to {MAX_DESTINATIONS}"),
             });
         }
         let mut spec = match raw.profiles {
@@ -170,6 +199,7 @@ impl PickerConfig {
             profiles: built.profiles,
             modules: modules.map(|module| Module::new(module.name, module.is_shadow)).collect(),
             has_meter: raw.meter,
+            has_served_header: raw.served_header,
             hash: fnv1a(json),
         })
     }
@@ -207,6 +237,12 @@ mod tests {
                 .contains("maxBodyBytes is 99999999")
         );
         assert!(intake("").contains("configuration of intake"));
+        assert_eq!(
+            intake(
+                r#"{"maxBodyBytes":9,"maxStateAgeMs":1,"pools":[{"name":"a"},{"name":"b"}],"byModel":"c"}"#
+            ),
+            "configuration of intake: byModel is c, accepted is a, b"
+        );
     }
 
     #[test]

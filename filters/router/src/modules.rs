@@ -93,7 +93,7 @@ impl Module {
     }
 }
 
-/// Reads what every module said, and counts by name what is absent.
+/// Reads what every module said; the worker's row tells of it.
 pub(crate) fn ask<'a>(
     modules: &'a [Module],
     host: &impl Host,
@@ -105,16 +105,10 @@ pub(crate) fn ask<'a>(
         let said = module.read(host, report, features);
         report.scored(at, module.hash, said.as_ref().ok().map(|scored| scored.revision));
         let mut counted = None;
-        match &said {
-            Err(_) => report.scores_absent(host, &module.name),
-            Ok(Scored { scores, .. }) => {
-                if scores.iter().any(Option::is_none) {
-                    report.scores_incomplete(host, &module.name);
-                }
-                match module.is_shadow {
-                    true => all.shadows.push((&module.name, at, scores.clone())),
-                    false => counted = Some(scores.clone()),
-                }
+        if let Ok(Scored { scores, .. }) = &said {
+            match module.is_shadow {
+                true => all.shadows.push((&module.name, at, scores.clone())),
+                false => counted = Some(scores.clone()),
             }
         }
         all.counted.push(counted);
@@ -138,6 +132,27 @@ impl Said<'_> {
         all
     }
 
+    /// Counts by name what is absent.
+    pub(crate) fn count(&self, host: &impl Host, report: &mut Report) {
+        for (name, said) in &self.named {
+            match said {
+                Err(_) => report.scores_absent(host, name),
+                Ok(scored) if scored.scores.iter().any(Option::is_none) => {
+                    report.scores_incomplete(host, name);
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// By module: the revision of the configuration that scored, null where nothing did.
+    pub(crate) fn revisions(&self) -> Value {
+        let revision = |said: &Verdict| said.as_ref().ok().map(|scored| scored.revision);
+        let named =
+            self.named.iter().map(|(name, said)| ((*name).to_owned(), json!(revision(said))));
+        Value::Object(named.collect())
+    }
+
     /// By module: its score per endpoint, or why there is none.
     pub(crate) fn explanation(&self, features: &Features) -> Value {
         let modules = self.named.iter().map(|(name, said)| {
@@ -151,7 +166,7 @@ impl Said<'_> {
     }
 }
 
-/// One score per endpoint's address, null where it is absent.
+/// One score per endpoint, null where there is none.
 pub(crate) fn scores_by_address(features: &Features, scores: &[Option<f32>]) -> Value {
     let named = features.candidates.iter().zip(scores).map(|(candidate, score)| {
         (candidate.address.clone(), score.map_or(Value::Null, |score| json!(score)))
@@ -178,6 +193,7 @@ mod tests {
         let modules = [Module::new("mine".into(), false)];
         let mut report = Report::default();
         let all = ask(&modules, &host, &mut report, &features);
+        all.count(&host, &mut report);
         let counted: Vec<&[Option<f32>]> = all.counted.iter().flatten().map(|s| &s[..]).collect();
         let count = |name: &str| host.counters.borrow().get(name).copied().unwrap_or(0);
         match expected {

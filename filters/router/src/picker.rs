@@ -6,17 +6,18 @@ use feed::{
 };
 use hostcalls::{Expect, Host, Status};
 use routing::{
-    Candidate, Chance, Decision, ModuleScores, Outcome, PickHistory, Reliability, SourceState,
-    uncached_tokens,
+    Candidate, Chance, Decision, ModuleScores, NoDecision, Outcome, PickHistory, Reliability,
+    SourceState, uncached_tokens,
 };
 use serde_json::{Map, Value, json};
 
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
+use crate::probe;
 use crate::report::log_scores;
 use crate::reservations::Reservation;
 use crate::vm::Vm;
-use crate::{DESTINATION_HEADER, PREFILLER_HEADER};
+use crate::{DESTINATION_HEADER, PREFILLER_HEADER, SERVED_HEADER};
 
 /// Tries to record a pick against other workers; losing all of them costs one stale rank.
 const PICK_TRIES: u32 = 4;
@@ -95,20 +96,38 @@ impl Picker {
             cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
         };
         let said = modules::ask(&self.config.modules, host, &mut vm.report, &features);
+        if !features.is_probe {
+            said.count(host, &mut vm.report);
+        }
         let run = |modules: &ModuleScores| {
             let Features { request, candidates, .. } = &features;
             self.config.profiles.run(request, candidates, &history, modules, chance)
         };
         match run(&said.counted) {
             Ok(outcome) => {
-                let first = |outcome: &Outcome| outcome.primary.decision.targets.first().copied();
-                for (name, at, scores) in &said.shadows {
-                    let with_it = run(&said.with_shadow(*at, scores));
-                    if with_it.ok().as_ref().and_then(first) != first(&outcome) {
-                        vm.report.shadow_differs(host, name);
+                let shadows = shadows(&said, &features, run);
+                let made = Made {
+                    said: &said,
+                    outcome: &outcome,
+                    shadows: &shadows,
+                    history: &history,
+                    chance,
+                };
+                if features.is_probe {
+                    let targets = outcome.primary.decision.targets.iter();
+                    let targets = targets.filter_map(|i| features.candidates.get(*i));
+                    let list: Vec<&str> = targets.map(|target| target.address.as_str()).collect();
+                    let mut told = self.explanation(&features, &made, &list);
+                    if let Some(members) = told.as_object_mut() {
+                        members.insert("revisions".to_owned(), said.revisions());
                     }
+                    probe::answer(host, vm, self.config.hash, told);
+                    return None;
                 }
-                let made = Made { said: &said, outcome: &outcome, history: &history, chance };
+                let first = first_address(&features, &outcome);
+                for (name, other) in &shadows {
+                    vm.report.shadowed(host, name, *other != first);
+                }
                 self.apply(host, vm, &features, &made, (picks, cas), now_ns)
             }
             // The proxy's own policy routes it, also where the filters left nobody.
@@ -119,14 +138,25 @@ impl Picker {
         }
     }
 
-    /// A response has begun: the request is where it came from.
-    pub fn answered(&self, host: &impl Host, vm: &mut Vm, reservation: &mut Reservation) {
+    /// A response has begun: the request is where it came from, and the client is told.
+    pub fn answered(&self, host: &impl Host, vm: &mut Vm, reservation: Option<&mut Reservation>) {
+        if reservation.is_none() && !self.config.has_served_header {
+            return;
+        }
         let address = host.property(&["upstream", "address"]).ok().flatten();
         let address = address.and_then(|bytes| String::from_utf8(bytes).ok());
         let Some(address) = address.filter(|address| !address.is_empty()) else { return };
-        if vm.reservations.move_to(reservation, EndpointHash::of(&address)) {
+        if let Some(reservation) = reservation
+            && vm.reservations.move_to(reservation, EndpointHash::of(&address))
+        {
             vm.report.moved(host);
             vm.publish(host, self.config.hash, host.monotonic_ns());
+        }
+        if self.config.has_served_header
+            && is_of_endpoint(host)
+            && host.set_response_header(SERVED_HEADER, &address).is_err()
+        {
+            vm.report.mishap(host, "served_header_refused");
         }
     }
 
@@ -152,7 +182,13 @@ impl Picker {
             vm.report.fell_back(host, "no_target");
             return None;
         };
-        let list: Vec<&str> = targets.iter().map(|target| target.address.as_str()).collect();
+        let mut list: Vec<&str> = targets.iter().map(|target| target.address.as_str()).collect();
+        if features.is_restricted {
+            // After the list the load balancer would choose among all.
+            let profile = self.config.profiles.profiles.get(made.outcome.primary.profile);
+            let attempts = profile.map_or(list.len(), |profile| profile.destinations);
+            list = list.iter().copied().cycle().take(attempts).collect();
+        }
         if host.set_request_header(DESTINATION_HEADER, Some(&list.join(","))).is_err() {
             vm.report.fell_back(host, "header_refused");
             return None;
@@ -204,8 +240,8 @@ impl Picker {
     /// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each of the
     /// plugins said or why it is absent, totals, choice.
     fn explanation(&self, features: &Features, made: &Made<'_>, list: &[&str]) -> Value {
-        let Made { said, outcome, history, chance } = made;
-        let mut line = explanation(features, said, &outcome.primary.decision, list);
+        let Made { said, outcome, shadows, history, chance } = made;
+        let mut line = explanation(features, said, &outcome.primary.decision, list, shadows);
         let profiles = &self.config.profiles.profiles;
         let (Some(profile), Some(line)) =
             (profiles.get(outcome.primary.profile), line.as_object_mut())
@@ -252,8 +288,16 @@ const PREFILL_PROFILE: &str = "prefill";
 struct Made<'a> {
     said: &'a Said<'a>,
     outcome: &'a Outcome,
+    shadows: &'a [Shadow<'a>],
     history: &'a PickHistory,
     chance: Chance,
+}
+
+/// Whether the answer that is passing is an endpoint's, and not one that the proxy made when the
+/// last endpoint it tried gave none.
+fn is_of_endpoint(host: &impl Host) -> bool {
+    let details = host.property(&["response", "code_details"]).ok().flatten();
+    details.as_deref() == Some(b"via_upstream")
 }
 
 /// Gives each candidate the reliability that its predictions earned. A value that is missing or
@@ -328,8 +372,35 @@ fn by_address(features: &Features, of: impl Fn(&Candidate) -> u32) -> Map<String
     nonzero.map(|(candidate, number)| (candidate.address.clone(), json!(number))).collect()
 }
 
+/// A shadow, and the endpoint the request would have gone to had it counted.
+type Shadow<'a> = (&'a str, Option<&'a str>);
+
+/// What each shadow would have made of the decision, by itself.
+fn shadows<'a>(
+    said: &Said<'a>,
+    features: &'a Features,
+    run: impl Fn(&ModuleScores) -> Result<Outcome, NoDecision>,
+) -> Vec<Shadow<'a>> {
+    let shadows = said.shadows.iter().map(|(name, at, scores)| {
+        let with_it = run(&said.with_shadow(*at, scores)).ok();
+        (*name, with_it.and_then(|outcome| first_address(features, &outcome)))
+    });
+    shadows.collect()
+}
+
+fn first_address<'a>(features: &'a Features, outcome: &Outcome) -> Option<&'a str> {
+    let first = outcome.primary.decision.targets.first()?;
+    features.candidates.get(*first).map(|target| target.address.as_str())
+}
+
 /// The part that says nothing of profiles.
-fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: &[&str]) -> Value {
+fn explanation(
+    features: &Features,
+    said: &Said<'_>,
+    decision: &Decision,
+    list: &[&str],
+    shadows: &[Shadow<'_>],
+) -> Value {
     let held = by_address(features, |candidate| candidate.matched.gpu_blocks);
     let totals: Map<String, Value> = features
         .candidates
@@ -353,6 +424,10 @@ fn explanation(features: &Features, said: &Said<'_>, decision: &Decision, list: 
         "unmatched": features.request.unmatched_reason,
     });
     let lowered = features.candidates.iter().filter(|candidate| is_lowered(candidate));
+    if let (false, Some(line)) = (shadows.is_empty(), line.as_object_mut()) {
+        let shadows = shadows.iter().map(|(name, other)| ((*name).to_owned(), json!(other)));
+        line.insert("shadows".to_owned(), Value::Object(shadows.collect()));
+    }
     let lowered: Map<String, Value> =
         lowered.map(|c| (c.address.clone(), json!(c.reliability.ratio()))).collect();
     if let (false, Some(line)) = (lowered.is_empty(), line.as_object_mut()) {

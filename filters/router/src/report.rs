@@ -4,6 +4,8 @@ use feed::ScorerRow;
 use hostcalls::{CounterSet, Host, Level};
 use serde_json::{Value, json};
 
+use crate::probe;
+
 /// Requests of one VM: counted here for its row, and by reason in the proxy's stats.
 #[derive(Default)]
 pub struct Report {
@@ -34,7 +36,11 @@ impl Report {
     }
 
     /// A request goes on without a destination.
+    /// A probe is no request: it is told why and not counted.
     pub fn fell_back(&mut self, host: &impl Host, reason: &str) {
+        if probe::is_told(host, self, reason) {
+            return;
+        }
         self.fell_back += 1;
         self.counters.add(host, "wasm_epp_requests_fallback_", reason, "_total");
         let fields = || json!({"model": null, "scores": null, "picked": null, "reason": reason});
@@ -55,6 +61,18 @@ impl Report {
         }
     }
 
+    /// A request was answered here, as no endpoint may serve it.
+    pub fn refused(&mut self, host: &impl Host, reason: &str) {
+        self.counters.add(host, "wasm_epp_requests_refused_", reason, "_total");
+        let fields = || json!({"model": null, "scores": null, "picked": null, "refused": reason});
+        log_scores(host, fields);
+    }
+
+    /// A request went to the pool of its model, which is not that of the route it came by.
+    pub fn rerouted(&mut self, host: &impl Host) {
+        self.counters.add(host, "wasm_epp_requests_rerouted", "", "_total");
+    }
+
     /// A scorer module had no score for a request.
     pub fn scores_absent(&mut self, host: &impl Host, scorer: &str) {
         self.by_scorer.add(host, "wasm_epp_scores_absent_", scorer, "_total");
@@ -65,9 +83,10 @@ impl Report {
         self.by_scorer.add(host, "wasm_epp_scores_incomplete_", scorer, "_total");
     }
 
-    /// A shadow scorer would have sent a request elsewhere.
-    pub fn shadow_differs(&mut self, host: &impl Host, scorer: &str) {
-        self.by_scorer.add(host, "wasm_epp_shadow_differs_", scorer, "_total");
+    /// A shadow scorer would have sent a request elsewhere, or to the same endpoint.
+    pub fn shadowed(&mut self, host: &impl Host, scorer: &str, differs: bool) {
+        let name = if differs { "wasm_epp_shadow_differs_" } else { "wasm_epp_shadow_agrees_" };
+        self.by_scorer.add(host, name, scorer, "_total");
     }
 
     /// A request was served by another endpoint than the first of its list.

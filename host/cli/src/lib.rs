@@ -4,6 +4,7 @@
 pub mod config;
 pub mod doctor;
 mod model_files;
+pub mod modules;
 pub mod new_scorer;
 pub mod render;
 pub mod serve;

@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use wasm_epp::{config, doctor, new_scorer, render, serve, simulate};
+use wasm_epp::{config, doctor, modules, new_scorer, render, serve, simulate};
 
 /// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -27,6 +28,12 @@ enum Command {
     Serve(Serve),
     /// Say whether precise routing is active, asking a running daemon
     Doctor(Doctor),
+    /// Revive dead VMs of a running gateway: give the filters of one VM another configuration
+    Revive(Revive),
+    /// Say which endpoint a request would go to now, and by which scores
+    Explain(Explain),
+    /// What scorers the running gateways have; exchange them, verified; take the last exchange back
+    Modules(Modules),
     /// Write a project for a scorer module that builds, tests and loads as it is
     NewScorer(NewScorer),
     /// Run an engine without a model: its API, KV events and metrics
@@ -76,6 +83,78 @@ struct Doctor {
 }
 
 #[derive(Args)]
+struct Revive {
+    /// Folder that `render --out` wrote for the gateway
+    #[arg(long, value_name = "DIR")]
+    resources: PathBuf,
+    /// Which VM: router, or scorer-NAME
+    filter: String,
+}
+
+#[derive(Args)]
+struct Explain {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The request's body
+    #[arg(long, value_name = "FILE")]
+    body: PathBuf,
+    /// Path of its API
+    #[arg(long, default_value = "/v1/chat/completions")]
+    path: String,
+    /// Pool it would be routed to; the first if not given
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Gateway to ask; the first if not given
+    #[arg(long, value_name = "NAME")]
+    gateway: Option<String>,
+    /// One JSON object on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Modules {
+    #[command(subcommand)]
+    command: ModulesCommand,
+}
+
+#[derive(Subcommand)]
+enum ModulesCommand {
+    /// List the scorers of each gateway: what is installed, and what its workers run
+    List(Gateways),
+    /// Bring the scorers of each gateway to what the configuration file says, or change nothing
+    Swap(Change),
+    /// Bring the scorers of each gateway back to what they were before the last swap
+    Rollback(Change),
+}
+
+#[derive(Args)]
+struct Gateways {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Only this gateway; may be repeated
+    #[arg(long = "gateway", value_name = "NAME")]
+    gateways: Vec<String>,
+    /// Go by the gateways' statistics alone, and ask no worker for a decision
+    #[arg(long)]
+    no_probe: bool,
+    /// One JSON object on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Change {
+    #[command(flatten)]
+    gateways: Gateways,
+    /// Seconds for each change to be in use, and for the decisions to follow
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+#[derive(Args)]
 struct NewScorer {
     /// Name of the scorer and of its crate: a-z, 0-9 and -
     name: String,
@@ -102,6 +181,10 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("wasm-epp: {error:#}");
             let usage = error.downcast_ref::<config::ConfigError>().is_some()
+                || error.downcast_ref::<modules::SelectError>().is_some()
+                || error
+                    .downcast_ref::<modules::ExplainError>()
+                    .is_some_and(|error| !matches!(error, modules::ExplainError::Probe(_)))
                 || error.downcast_ref::<new_scorer::NewScorerError>().is_some_and(|error| {
                     !matches!(error, new_scorer::NewScorerError::Write { .. })
                 });
@@ -133,6 +216,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             anyhow::ensure!(report.is_well(), "precise routing is not active everywhere");
             Ok(())
         }
+        Command::Revive(Revive { resources, filter }) => {
+            for file in render::revive(&resources, &filter)? {
+                println!("wrote {}", file.display());
+            }
+            Ok(())
+        }
+        Command::Explain(flags) => runtime()?.block_on(explain(flags)),
+        Command::Modules(Modules { command }) => runtime()?.block_on(modules(command)),
         Command::NewScorer(NewScorer { name, path, sdk }) => {
             let path = path.unwrap_or_else(|| PathBuf::from(&name));
             let sdk = sdk.unwrap_or_else(new_scorer::find_sdk);
@@ -143,6 +234,61 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::SimulateEngine(flags) => runtime()?.block_on(simulate::run(*flags)),
     }
+}
+
+async fn explain(flags: Explain) -> anyhow::Result<()> {
+    let config = load(&flags.config)?;
+    let body = std::fs::read(&flags.body)
+        .map_err(|error| anyhow::anyhow!("reading {}: {error}", flags.body.display()))?;
+    let request = modules::Request {
+        gateway: flags.gateway,
+        pool: flags.pool,
+        path: flags.path,
+        body: body.into(),
+    };
+    let explanation = modules::explain(&config, &request).await?;
+    print!("{}", explanation.text());
+    if flags.json {
+        println!("{}", explanation.json());
+    }
+    anyhow::ensure!(explanation.is_decided(), "the request would get no destination");
+    Ok(())
+}
+
+async fn modules(command: ModulesCommand) -> anyhow::Result<()> {
+    let (flags, timeout) = match &command {
+        ModulesCommand::List(gateways) => (gateways, 0),
+        ModulesCommand::Swap(change) | ModulesCommand::Rollback(change) => {
+            (&change.gateways, change.timeout)
+        }
+    };
+    let config = load(&flags.config)?;
+    let options = modules::Options {
+        gateways: flags.gateways.clone(),
+        timeout: Duration::from_secs(timeout),
+        probes: !flags.no_probe,
+    };
+    let (text, json, is_done, failure) = match &command {
+        ModulesCommand::List(_) => {
+            let listing = modules::list(&config, &options).await?;
+            let failure = "not every gateway runs what is installed";
+            (listing.text(), listing.json(), listing.is_well(), failure)
+        }
+        ModulesCommand::Swap(_) | ModulesCommand::Rollback(_) => {
+            let report = match &command {
+                ModulesCommand::Rollback(_) => modules::rollback(&config, &options).await?,
+                _ => modules::swap(&config, &options).await?,
+            };
+            let failure = "the gateways do not run what was asked for";
+            (report.text(), report.json(), report.is_done(), failure)
+        }
+    };
+    print!("{text}");
+    if flags.json {
+        println!("{json}");
+    }
+    anyhow::ensure!(is_done, failure);
+    Ok(())
 }
 
 fn render(flags: &Render) -> anyhow::Result<()> {

@@ -58,6 +58,8 @@ fn main() -> std::io::Result<()> {
         request: RequestFeatures { model: "m".into(), strides: 9, ..RequestFeatures::default() },
         candidates: (0..3).map(candidate).collect(),
         is_cut: false,
+        is_restricted: true,
+        is_probe: false,
     };
     write("features", features.encode())?;
 

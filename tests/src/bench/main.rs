@@ -9,7 +9,9 @@ mod machine;
 mod memory;
 mod meter;
 mod publisher;
+mod swap;
 mod table;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ enum Bench {
     Memory(memory::Flags),
     /// Worker CPU per streamed chunk: without the meter, unsampled, sampled, asked for its usage
     Meter(meter::Flags),
+    /// Scorers exchanged under traffic: requests failed, streams cut, memory left behind
+    Swap(swap::Flags),
 }
 
 #[tokio::main]
@@ -63,6 +67,7 @@ async fn main() -> ExitCode {
             Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await,
             Bench::Meter(meter) => meter::run(meter).await,
+            Bench::Swap(swap) => swap::run(swap).await,
         }
     };
     let outcome = tokio::select! {

@@ -250,7 +250,7 @@ async fn push(stand: &Stand, mut index: Index) -> Result<u64> {
     entries
 }
 
-fn rss_bytes(pid: u32) -> Result<u64> {
+pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
     let pages: u64 = statm.split(' ').nth(1).context("statm has a second field")?.parse()?;
     Ok(pages * 4096)

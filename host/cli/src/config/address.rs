@@ -6,8 +6,12 @@ use std::path::{Component, Path, PathBuf};
 
 use super::error::Refused;
 
-/// Longest path of a Unix socket: Linux's `sun_path` holds 108 bytes with the final zero.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// What the name of a probe's socket has more than its feed's.
+const PROBE_SUFFIX: &str = "-probe";
+
+/// Longest path of a feed's Unix socket: Linux's `sun_path` holds 108 bytes with the final zero, and
+/// the probe's is longer.
+const MAX_SOCKET_PATH_BYTES: usize = 107 - PROBE_SUFFIX.len();
 
 /// Where a feed listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +20,27 @@ pub enum FeedAddress {
     Unix(PathBuf),
     /// Plain HTTP on a loopback address.
     Http(SocketAddr),
+}
+
+impl FeedAddress {
+    /// Where the gateway of this feed answers probes: a socket beside the feed's, or the next port.
+    pub fn probe(&self) -> Self {
+        match self {
+            Self::Unix(path) => {
+                let mut name = path.file_stem().unwrap_or_default().to_owned();
+                name.push(PROBE_SUFFIX);
+                if let Some(extension) = path.extension() {
+                    name.push(".");
+                    name.push(extension);
+                }
+                Self::Unix(path.with_file_name(name))
+            }
+            // The port is below the last one: `feed` has checked.
+            Self::Http(address) => {
+                Self::Http(SocketAddr::new(address.ip(), address.port().saturating_add(1)))
+            }
+        }
+    }
 }
 
 impl fmt::Display for FeedAddress {
@@ -87,8 +112,12 @@ pub(super) fn feed(key: &str, text: &str, base: &Path) -> Result<FeedAddress, Re
         return Err(Refused::new(key, text, "unix:PATH or http://127.0.0.1:PORT"));
     };
     let address = loopback(key, address, "whoever posts to the feed decides the routing")?;
-    if address.port() == 0 {
-        return Err(Refused::new(key, text, "a port in 1..=65535"));
+    if matches!(address.port(), 0 | u16::MAX) {
+        return Err(Refused::new(
+            key,
+            text,
+            "a port in 1..=65534, and the next one free for probes",
+        ));
     }
     Ok(FeedAddress::Http(address))
 }

@@ -1,6 +1,6 @@
 //! From the file as written to a checked [`Config`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,11 +22,17 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     let envoy = envoy(raw.envoy.unwrap_or_default(), base)?;
     let metrics = raw.metrics.unwrap_or_default();
     let gateways = match raw.gateways {
-        Some(list) => gateways(list, base)?,
-        None => vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone() }],
+        Some(list) => gateways(list, &envoy, base)?,
+        None => vec![Gateway {
+            name: "gw-0".to_owned(),
+            feed: envoy.feed.clone(),
+            admin: Some(envoy.admin),
+            resources: None,
+        }],
     };
-    let warnings = warnings(&gateways, &envoy.feed);
     let pools = pools(raw.pools, base)?;
+    let mut warnings = warnings(&gateways, &envoy.feed);
+    warnings.extend(names_never_asked(&pools));
     if raw.kv_events_listen.is_none() {
         replays_have_events(&pools)?;
     }
@@ -78,11 +84,12 @@ fn snapshot(raw: RawSnapshot) -> Result<Snapshot, Refused> {
     Ok(Snapshot { interval: Duration::from_secs(interval) })
 }
 
-fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused> {
+fn gateways(list: Vec<RawGateway>, envoy: &Envoy, base: &Path) -> Result<Vec<Gateway>, Refused> {
     if list.is_empty() {
         return Err(Refused::new("gateways", list, "at least one, or leave the key out"));
     }
     let (mut names, mut feeds) = (HashSet::new(), Vec::new());
+    let mut folders = HashSet::new();
     let mut gateways = Vec::with_capacity(list.len());
     for (i, raw) in list.into_iter().enumerate() {
         let key = format!("gateways[{i}]");
@@ -92,8 +99,24 @@ fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused>
         if feeds.contains(&feed) {
             return Err(Refused::new(format!("{key}.feed"), raw.feed, "each feed once"));
         }
+        if feeds.contains(&feed.probe()) || feeds.iter().any(|other| other.probe() == feed) {
+            let expected = "an address of which neither it nor its probes' is another gateway's";
+            return Err(Refused::new(format!("{key}.feed"), raw.feed, expected));
+        }
         feeds.push(feed.clone());
-        gateways.push(Gateway { name, feed });
+        let admin = match raw.admin {
+            Some(text) => Some(address::endpoint(&format!("{key}.admin"), &text)?),
+            None => (feed == envoy.feed).then_some(envoy.admin),
+        };
+        let resources = match raw.resources {
+            None => None,
+            Some(text) => {
+                let key = format!("{key}.resources");
+                unique(&key, &text, &mut folders)?;
+                Some(address::resolve(base, &filled(&key, text)?))
+            }
+        };
+        gateways.push(Gateway { name, feed, admin, resources });
     }
     Ok(gateways)
 }
@@ -103,6 +126,28 @@ fn warnings(gateways: &[Gateway], feed: &FeedAddress) -> Vec<String> {
         return Vec::new();
     }
     vec![format!("envoy.feed is {feed}, to which no entry of gateways posts")]
+}
+
+/// Names of a pool that only requests' models lead to, and that an earlier pool has too.
+fn names_never_asked(pools: &[Pool]) -> Vec<String> {
+    let names = |pool: &Pool| -> Vec<String> {
+        let of = |model: &Model| [vec![model.name.clone()], model.aliases.clone()].concat();
+        pool.models.iter().flat_map(|model| [of(model), model.adapters.clone()].concat()).collect()
+    };
+    let mut first = HashMap::new();
+    let mut warnings = Vec::new();
+    for (i, pool) in pools.iter().enumerate() {
+        for name in names(pool) {
+            let owner = first.entry(name.clone()).or_insert(&pool.name);
+            if *owner != &pool.name && pool.route_prefix.is_none() {
+                warnings.push(format!(
+                    "pools[{i}] is never asked for {name:?}, which the earlier pool {owner} has \
+                     too; a routePrefix would lead to it"
+                ));
+            }
+        }
+    }
+    warnings
 }
 
 fn pools(list: Vec<RawPool>, base: &Path) -> Result<Vec<Pool>, Refused> {
@@ -117,20 +162,12 @@ fn pools(list: Vec<RawPool>, base: &Path) -> Result<Vec<Pool>, Refused> {
         unique(&format!("{key}.name"), &pool.name, &mut names)?;
         let prefix_key = format!("{key}.routePrefix");
         match (i, &pool.route_prefix) {
+            (_, None) => {}
             (0, Some(prefix)) => {
                 let expected = "nothing: the first pool serves every path that no other pool has";
                 return Err(Refused::new(prefix_key, prefix, expected));
             }
-            (0, None) => {}
             (_, Some(prefix)) => unique(&prefix_key, prefix, &mut prefixes)?,
-            (_, None) => {
-                let expected = "a path like \"/pool-b\" for every pool but the first";
-                return Err(Refused {
-                    key: prefix_key,
-                    value: "nothing".into(),
-                    expected: expected.into(),
-                });
-            }
         }
         pools.push(pool);
     }

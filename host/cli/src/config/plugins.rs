@@ -66,6 +66,7 @@ pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> 
             BUFFER_LIMIT_BYTES as i64 - 1,
         )?,
         retries,
+        has_served_header: raw.served_header,
     })
 }
 

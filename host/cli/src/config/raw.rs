@@ -31,6 +31,8 @@ pub(super) struct Raw {
 pub(super) struct RawGateway {
     pub(super) name: String,
     pub(super) feed: String,
+    pub(super) admin: Option<String>,
+    pub(super) resources: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -106,6 +108,7 @@ pub(super) struct RawRouting {
     pub(super) max_body_bytes: i64,
     pub(super) retries: i64,
     pub(super) module_places: i64,
+    pub(super) served_header: bool,
 }
 
 impl Default for RawRouting {
@@ -120,6 +123,7 @@ impl Default for RawRouting {
             max_body_bytes: 15_728_640,
             retries: 2,
             module_places: 4,
+            served_header: true,
         }
     }
 }

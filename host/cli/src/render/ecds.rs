@@ -1,5 +1,6 @@
 //! The file-watched filters: one resource, and so one hot swap, per filter.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use super::ModulePaths;
 use super::files::content_hash;
 use routing::{Needs, SessionSource};
 
-use crate::config::{Config, Routing};
+use crate::config::{Config, Model, Pool, Routing};
 
 /// Router and feeder share it: shared data is kept per `vm_id`. A scorer module has one of its own,
 /// so that one that dies takes no other with it.
@@ -33,6 +34,8 @@ const ROUTER_CAPABILITIES: &[&str] = &[
     "proxy_record_metric",
     "proxy_remove_header_map_value",
     "proxy_replace_header_map_value",
+    // For a request that no endpoint may serve.
+    "proxy_send_local_response",
     "proxy_set_property",
     "proxy_set_shared_data",
     "proxy_set_tick_period_milliseconds",
@@ -125,19 +128,30 @@ pub(super) fn place(number: usize) -> String {
     format!("scorer-{number}")
 }
 
+/// The place of each named module. One that has a place keeps it, so that what others do moves
+/// nobody; the rest take the free ones in order. There are as many places as modules or more.
+fn places_of(names: &[&str], places: usize, held: &BTreeMap<String, usize>) -> Vec<usize> {
+    let kept = |name: &&str| held.get(*name).copied().filter(|place| *place < places);
+    let taken: Vec<usize> = names.iter().filter_map(kept).collect();
+    let mut free = (0..places).filter(|place| !taken.contains(place));
+    names.iter().map(|name| kept(name).or_else(|| free.next()).unwrap_or(places)).collect()
+}
+
 /// The filters by name: intake and picker share one VM per worker, as vm_config is equal. A place
-/// without a scorer holds a filter that does nothing.
-pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Value)> {
-    let pools: Vec<&str> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
-    let mut intake = json!({
-        "maxBodyBytes": config.routing.max_body_bytes,
-        "maxStateAgeMs": config.routing.max_state_age_ms,
-        "pools": pools,
-    });
+/// without a scorer holds a filter that does nothing. `held` are the places that modules have.
+pub(super) fn filters(
+    config: &Config,
+    modules: &ModulePaths,
+    held: &BTreeMap<String, usize>,
+) -> Vec<(String, Value)> {
+    let mut intake = intake(config);
     read_by_plugins(&mut intake, &config.routing.needs);
     let mut picker = chosen_by(&config.routing);
     if config.meter.is_some() {
         picker["meter"] = json!(true);
+    }
+    if config.routing.has_served_header {
+        picker["servedHeader"] = json!(true);
     }
     // fail_open is deprecated in favour of failure_policy and is not the same: only it lets the
     // streams of a dead VM live. The two exclude each other.
@@ -161,9 +175,13 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
         ("picker".to_owned(), wasm("picker", &router, picker)),
         ("feeder".to_owned(), wasm("feed", &feeder, json!({}))),
     ];
-    let scorers: Vec<_> = config.routing.modules.iter().zip(&modules.scorers).collect();
-    filters.extend((0..config.routing.module_places).map(|number| {
-        let filter = match scorers.get(number) {
+    let places = config.routing.module_places;
+    let names: Vec<&str> = config.routing.modules.iter().map(|scorer| &*scorer.name).collect();
+    let scorers = config.routing.modules.iter().zip(&modules.scorers);
+    let scorers: BTreeMap<usize, _> =
+        places_of(&names, places, held).into_iter().zip(scorers).collect();
+    filters.extend((0..places).map(|number| {
+        let filter = match scorers.get(&number) {
             None => super::envoy::stand_in(),
             Some((scorer, file)) => {
                 let name = format!("scorer-{}", scorer.name);
@@ -240,6 +258,29 @@ fn revision(file: &Path, configuration: &Value) -> u32 {
     u32::from_str_radix(&digits[..8], 16).unwrap_or(1).max(1)
 }
 
+/// Configuration of intake. Where there are several pools it also says which models they have, as a
+/// request must reach them without a daemon too.
+fn intake(config: &Config) -> Value {
+    let model = |model: &Model| json!({"name": model.name, "aliases": model.aliases, "adapters": model.adapters});
+    let is_one_of_several = config.pools.len() > 1;
+    let pool = |pool: &Pool| {
+        let mut value = json!({"name": pool.name});
+        if is_one_of_several {
+            value["models"] = pool.models.iter().map(model).collect();
+        }
+        value
+    };
+    let mut intake = json!({
+        "maxBodyBytes": config.routing.max_body_bytes,
+        "maxStateAgeMs": config.routing.max_state_age_ms,
+        "pools": config.pools.iter().map(pool).collect::<Vec<_>>(),
+    });
+    if let [first, _, ..] = config.pools.as_slice() {
+        intake["byModel"] = json!(first.name);
+    }
+    intake
+}
+
 /// The discovery response that holds one filter. Its version is the hash of its content.
 pub(super) fn resource(name: &str, filter: Value) -> Value {
     let resource = json!({
@@ -290,4 +331,23 @@ fn wasm(root_id: &str, loaded: &Loaded<'_>, configuration: Value) -> Value {
             },
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_keeps_its_place_and_new_ones_take_what_is_free() {
+        let check = |held: &[(&str, usize)], names: &[&str], expected: &[usize]| {
+            let held = held.iter().map(|(name, place)| ((*name).to_owned(), *place)).collect();
+            assert_eq!(places_of(names, 4, &held), expected, "{names:?} over {held:?}");
+        };
+        check(&[], &["a", "b"], &[0, 1]);
+        check(&[("a", 0), ("b", 1)], &["b"], &[1]);
+        check(&[("a", 0), ("b", 1)], &["c", "b"], &[0, 1]);
+        check(&[("a", 0), ("b", 1)], &["d", "c", "a", "b"], &[2, 3, 0, 1]);
+        // There were more places once.
+        check(&[("a", 7)], &["b", "a"], &[0, 1]);
+    }
 }

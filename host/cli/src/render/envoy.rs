@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::POOL_HEADER;
 use crate::config::{BUFFER_LIMIT_BYTES, Config, FeedAddress, Meter, Pool};
 
 /// Buffer of a connection where nothing needs a whole body.
@@ -21,9 +22,13 @@ const CIRCUIT_BREAKER: u64 = 1_000_000;
 /// The header that carries the picked endpoints to the load balancer.
 const DESTINATION: &str = "x-gateway-destination-endpoint";
 
-/// Headers by which a client could choose an engine, or be told apart from the gateway.
-const CLIENT_MAY_NOT_SEND: [&str; 4] = [
+/// The header by which intake chooses the route of a pool.
+const POOL: &str = "x-wasm-epp-pool";
+
+/// Headers by which a client could choose an engine or a pool, or be told apart from the gateway.
+const CLIENT_MAY_NOT_SEND: [&str; 5] = [
     DESTINATION,
+    POOL,
     "x-gateway-destination-endpoint-served",
     "x-gateway-destination-endpoint-subset",
     "x-prefiller-host-port",
@@ -57,7 +62,11 @@ pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
             "miss_timeout": "0.2s", "megamiss_timeout": "1s", "kill_timeout": "10s",
         }},
         "static_resources": {
-            "listeners": [inference_listener(config, ecds), feed_listener(config, ecds)],
+            "listeners": [
+                inference_listener(config, ecds),
+                feed_listener(config, ecds),
+                probe_listener(config, ecds),
+            ],
             "clusters": config.pools.iter().map(cluster).collect::<Vec<_>>(),
         },
     });
@@ -76,9 +85,8 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
         filter["disabled"] = json!(true);
         filter
     };
-    let places =
-        (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), ecds));
-    let mut filters: Vec<Value> = std::iter::once(disabled("intake")).chain(places).collect();
+    let mut filters: Vec<Value> =
+        std::iter::once(disabled("intake")).chain(places(config, ecds)).collect();
     filters.push(discovered("picker", ecds));
     filters.extend(config.meter.map(|_| disabled("meter")));
     filters.push(router());
@@ -118,17 +126,36 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
     })
 }
 
-/// Longest prefix first, so that `/a/b` is not taken by `/a`; the first pool has no prefix and
-/// comes last.
+fn places(config: &Config, ecds: &Path) -> impl Iterator<Item = Value> {
+    (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), ecds))
+}
+
+/// Paths of a pool's own first, the longest prefix before others, so that `/a/b` is not taken by
+/// `/a`. Then the routes that intake chooses by a request's model. The rest is the first pool's.
 fn routes(config: &Config) -> Vec<Value> {
-    let mut pools: Vec<&Pool> = config.pools.iter().collect();
-    pools.sort_by_key(|pool| std::cmp::Reverse(pool.route_prefix.as_deref().map_or(0, str::len)));
-    let route = |pool| {
-        let route = route(pool, config.routing.retries);
+    let retries = config.routing.retries;
+    let mut prefixed: Vec<(&Pool, &str)> = config
+        .pools
+        .iter()
+        .filter_map(|pool| Some((pool, pool.route_prefix.as_deref()?)))
+        .collect();
+    prefixed.sort_by_key(|(_, prefix)| std::cmp::Reverse(prefix.len()));
+    let prefixed = prefixed.into_iter().map(|(pool, prefix)| {
+        let mut route = route(pool, &pool.name, &format!("{prefix}/"), retries);
+        route["route"]["prefix_rewrite"] = json!("/");
+        route
+    });
+    let by_model = config.pools.iter().skip(1).map(|pool| {
+        let mut route = route(pool, &format!("{}-by-model", pool.name), "/", retries);
+        route["match"]["headers"] = json!([{"name": POOL, "string_match": {"exact": pool.name}}]);
+        route
+    });
+    let rest = config.pools.iter().take(1).map(|pool| route(pool, &pool.name, "/", retries));
+    let with_twin = |route: Value| {
         let metered = config.meter.map(|meter| metered(&route, meter));
         metered.into_iter().chain([route])
     };
-    pools.into_iter().flat_map(route).collect()
+    prefixed.chain(by_model).chain(rest).flat_map(with_twin).collect()
 }
 
 /// The twin of a route that takes its share of the requests and meters them. The share can be
@@ -159,8 +186,8 @@ fn enabled() -> Value {
     })
 }
 
-fn route(pool: &Pool, retries: u32) -> Value {
-    let mut action = json!({
+fn route(pool: &Pool, name: &str, prefix: &str, retries: u32) -> Value {
+    let action = json!({
         "cluster": pool.name,
         // A stream of tokens has no length: only silence ends it.
         "timeout": "0s",
@@ -180,16 +207,9 @@ fn route(pool: &Pool, retries: u32) -> Value {
             "host_selection_retry_max_attempts": 5,
         },
     });
-    let path = match &pool.route_prefix {
-        None => "/".to_owned(),
-        Some(prefix) => {
-            action["prefix_rewrite"] = json!("/");
-            format!("{prefix}/")
-        }
-    };
     json!({
-        "name": pool.name,
-        "match": {"prefix": path},
+        "name": name,
+        "match": {"prefix": prefix},
         // Room for the whole body while it is scored, and for sending it again.
         "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
         "route": action,
@@ -236,13 +256,15 @@ fn cluster(pool: &Pool) -> Value {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                 "explicit_http_config": {"http_protocol_options": {}},
-                // After the load balancer has read the header: engines have no use for it.
+                // After the load balancer has read the header: engines have no use for these.
                 "http_filters": [
                     {
-                        "name": "strip_destination",
+                        "name": "strip_routing_headers",
                         "typed_config": {
                             "@type": http("header_mutation.v3.HeaderMutation"),
-                            "mutations": {"request_mutations": [{"remove": DESTINATION}]},
+                            "mutations": {
+                                "request_mutations": [{"remove": DESTINATION}, {"remove": POOL}],
+                            },
                         },
                     },
                     {
@@ -259,13 +281,63 @@ fn cluster(pool: &Pool) -> Value {
     })
 }
 
-fn feed_listener(config: &Config, ecds: &Path) -> Value {
-    let address = match &config.envoy.feed {
+fn private_address(config: &Config, address: &FeedAddress) -> Value {
+    match address {
         FeedAddress::Unix(path) => {
             json!({"pipe": {"path": path, "mode": config.envoy.feed_mode}})
         }
         FeedAddress::Http(address) => socket_address(*address),
+    }
+}
+
+/// Answers with the decision that a request would get, and sends it nowhere. It has the inference
+/// listener's filters: the very configurations, VMs and state of the worker that took the connection.
+fn probe_listener(config: &Config, ecds: &Path) -> Value {
+    let route = |pool: &Pool| {
+        json!({
+            "name": format!("{}{}", feed::PROBE_ROUTE_PREFIX, pool.name),
+            "match": {
+                "prefix": "/",
+                "headers": [{"name": POOL_HEADER, "string_match": {"exact": pool.name}}],
+            },
+            "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
+            "direct_response": {
+                "status": 200,
+                "body_format": {"text_format_source": {
+                    "inline_string": format!("%FILTER_STATE(wasm.{}:PLAIN)%", feed::EXPLANATION_PROPERTY),
+                }},
+            },
+        })
     };
+    let mut filters = vec![discovered("intake", ecds)];
+    filters.extend(places(config, ecds));
+    filters.extend([discovered("picker", ecds), router()]);
+    let manager = json!({
+        "@type": network("http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "probe",
+        "codec_type": "AUTO",
+        "route_config": {
+            "name": "probe",
+            "virtual_hosts": [{
+                "name": "probe",
+                "domains": ["*"],
+                "routes": config.pools.iter().map(route).collect::<Vec<_>>(),
+            }],
+        },
+        "http_filters": filters,
+    });
+    json!({
+        "name": "probe",
+        "address": private_address(config, &config.envoy.feed.probe()),
+        "per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES,
+        // As many connections as workers reach every worker.
+        "connection_balance_config": {"exact_balance": {}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    })
+}
+
+fn feed_listener(config: &Config, ecds: &Path) -> Value {
+    let address = private_address(config, &config.envoy.feed);
     let manager = json!({
         "@type": network("http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "feed",

@@ -15,7 +15,7 @@ const HASH_DIGITS: usize = 16;
 const WASM_MAGIC: &[u8] = b"\0asm";
 
 /// The first digits of the content's SHA-256.
-pub(super) fn content_hash(bytes: &[u8]) -> String {
+pub(crate) fn content_hash(bytes: &[u8]) -> String {
     let mut hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     hex.truncate(HASH_DIGITS);
     hex
@@ -42,12 +42,12 @@ pub(super) fn create_folder(path: &Path) -> Result<(), RenderError> {
 }
 
 /// The output folder, and what was done to it.
-pub(super) struct Output {
+pub(crate) struct Output {
     rendered: Rendered,
 }
 
 impl Output {
-    pub(super) fn create(out: &Path) -> Result<Self, RenderError> {
+    pub(crate) fn create(out: &Path) -> Result<Self, RenderError> {
         create_folder(out)?;
         let dir = fs::canonicalize(out).map_err(|source| RenderError::Write {
             doing: "finding the folder",
@@ -60,11 +60,11 @@ impl Output {
         Ok(Self { rendered: Rendered { dir, written: Vec::new(), unchanged: Vec::new() } })
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.rendered.dir
     }
 
-    pub(super) fn finish(self) -> Rendered {
+    pub(crate) fn finish(self) -> Rendered {
         self.rendered
     }
 
@@ -72,12 +72,18 @@ impl Output {
     ///
     /// The new content appears by a rename from outside the file's folder: that is the only event
     /// Envoy's watch acts on, and nothing half written is ever in a watched folder.
-    pub(super) fn write(&mut self, name: &str, content: &[u8]) -> Result<PathBuf, RenderError> {
+    pub(crate) fn write(&mut self, name: &str, content: &[u8]) -> Result<PathBuf, RenderError> {
         let path = self.rendered.dir.join(name);
         if fs::read(&path).is_ok_and(|old| old == content) {
             self.rendered.unchanged.push(path.clone());
             return Ok(path);
         }
+        self.replace(name, content)
+    }
+
+    /// As [`Self::write`], also when the content is there already: Envoy reads the file again.
+    pub(crate) fn replace(&mut self, name: &str, content: &[u8]) -> Result<PathBuf, RenderError> {
+        let path = self.rendered.dir.join(name);
         let temporary = self.rendered.dir.join(format!(".render-{}.tmp", std::process::id()));
         let done = write_synced(&temporary, content).and_then(|()| fs::rename(&temporary, &path));
         if let Err(source) = done {

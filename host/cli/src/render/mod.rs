@@ -7,14 +7,27 @@
 mod ecds;
 mod envoy;
 mod files;
+mod resource;
+mod revive;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use crate::config::{Config, FeedAddress};
-use files::Output;
+use crate::config::{Config, FeedAddress, PluginModule};
+pub(crate) use files::Output;
+#[cfg(test)]
+pub(crate) use resource::Loaded;
+pub(crate) use resource::{Resource, place_number, read_filters};
+pub use revive::{ROUTER, ReviveError, revive};
+pub(crate) use revive::{SCORER_PREFIX, places, versions};
+
+/// File in the output folder that whoever changes a running gateway's filters holds locked.
+pub(crate) const LOCK: &str = ".lock";
+
+/// Names the pool that a probe asks about, on the probe listener.
+pub(crate) const POOL_HEADER: &str = "x-wasm-epp-pool";
 
 /// What a rendering did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,43 +98,87 @@ struct ModulePaths {
 /// # Errors
 /// When a module is missing or `out` cannot be written.
 pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
-    let own = |file| files::read_module("envoy.modules", &config.envoy.modules.join(file));
-    let (router, feeder) = (own("router.wasm")?, own("feeder.wasm")?);
-    let mut scorers = Vec::new();
-    for scorer in &config.routing.modules {
-        let key = format!("module of plugin {}", scorer.name);
-        scorers.push((&scorer.name, files::read_module(&key, &scorer.file)?));
-    }
-    let meter = config.meter.map(|_| own("meter.wasm")).transpose()?;
+    let modules = Modules::read(config)?;
     let mut output = Output::create(out)?;
     if let FeedAddress::Unix(path) = &config.envoy.feed
         && let Some(folder) = path.parent()
     {
         files::create_folder(folder)?;
     }
-    // Modules first, then the filters that name them: a filter never names a file that is not there.
-    let modules = ModulePaths {
-        router: output.write(&module_name("router", &router), &router)?,
-        feeder: output.write(&module_name("feeder", &feeder), &feeder)?,
-        meter: match meter {
-            Some(bytes) => Some(output.write(&module_name("meter", &bytes), &bytes)?),
-            None => None,
-        },
-        scorers: scorers
-            .iter()
-            .map(|(name, bytes)| {
-                output.write(&module_name(&format!("scorer-{name}"), bytes), bytes)
-            })
-            .collect::<Result<_, _>>()?,
-    };
-    for (name, filter) in ecds::filters(config, &modules) {
-        let text = yaml(Path::new(&name), &ecds::resource(&name, filter))?;
-        output.write(&format!("ecds/{name}.yaml"), format!("{}{text}", ecds::HEADER).as_bytes())?;
+    let paths = modules.write(config, &mut output)?;
+    for (name, text) in filters(config, &paths, output.dir())? {
+        output.write(&format!("ecds/{name}.yaml"), text.as_bytes())?;
     }
-    let bootstrap = envoy::bootstrap(config, &output.dir().join("ecds"));
-    let text = yaml(Path::new("envoy.yaml"), &bootstrap)?;
-    output.write("envoy.yaml", format!("{}{text}", envoy::header(config)).as_bytes())?;
+    output.write("envoy.yaml", bootstrap(config, output.dir())?.as_bytes())?;
     Ok(output.finish())
+}
+
+/// The filters that this configuration makes of a folder that was rendered before, by name, as the
+/// text of their files. Writes the modules they name and nothing else.
+pub(crate) fn prepare(
+    config: &Config,
+    output: &mut Output,
+) -> Result<Vec<(String, String)>, RenderError> {
+    let paths = Modules::read(config)?.write(config, output)?;
+    filters(config, &paths, output.dir())
+}
+
+/// The text of `envoy.yaml`, for a rendering in `dir`.
+pub(crate) fn bootstrap(config: &Config, dir: &Path) -> Result<String, RenderError> {
+    let text = yaml(Path::new("envoy.yaml"), &envoy::bootstrap(config, &dir.join("ecds")))?;
+    Ok(format!("{}{text}", envoy::header(config)))
+}
+
+fn filters(
+    config: &Config,
+    paths: &ModulePaths,
+    dir: &Path,
+) -> Result<Vec<(String, String)>, RenderError> {
+    let held = resource::places_held(&read_filters(&dir.join("ecds")));
+    let filters = ecds::filters(config, paths, &held).into_iter();
+    let texts = filters.map(|(name, filter)| {
+        let text = yaml(Path::new(&name), &ecds::resource(&name, filter))?;
+        Ok((name, format!("{}{text}", ecds::HEADER)))
+    });
+    texts.collect()
+}
+
+/// The modules' bytes.
+struct Modules {
+    router: Vec<u8>,
+    feeder: Vec<u8>,
+    meter: Option<Vec<u8>>,
+    /// In the order of `routing.modules`.
+    scorers: Vec<Vec<u8>>,
+}
+
+impl Modules {
+    fn read(config: &Config) -> Result<Self, RenderError> {
+        let own = |file| files::read_module("envoy.modules", &config.envoy.modules.join(file));
+        let scorer = |scorer: &PluginModule| {
+            files::read_module(&format!("module of plugin {}", scorer.name), &scorer.file)
+        };
+        Ok(Self {
+            router: own("router.wasm")?,
+            feeder: own("feeder.wasm")?,
+            scorers: config.routing.modules.iter().map(scorer).collect::<Result<_, _>>()?,
+            meter: config.meter.map(|_| own("meter.wasm")).transpose()?,
+        })
+    }
+
+    /// Before the filters that name them: a filter never names a file that is not there.
+    fn write(&self, config: &Config, output: &mut Output) -> Result<ModulePaths, RenderError> {
+        let mut write = |name: &str, bytes: &[u8]| output.write(&module_name(name, bytes), bytes);
+        let named = config.routing.modules.iter().zip(&self.scorers);
+        Ok(ModulePaths {
+            router: write("router", &self.router)?,
+            feeder: write("feeder", &self.feeder)?,
+            meter: self.meter.as_ref().map(|bytes| write("meter", bytes)).transpose()?,
+            scorers: named
+                .map(|(scorer, bytes)| write(&format!("scorer-{}", scorer.name), bytes))
+                .collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 fn module_name(name: &str, bytes: &[u8]) -> String {

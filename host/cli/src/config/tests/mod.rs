@@ -100,7 +100,7 @@ fn the_documented_file_is_accepted() {
 dataDir: /var/lib/epp
 admin: 127.0.0.1:9400
 gateways:
-- {name: gw-0, feed: 'unix:run/feed.sock'}
+- {name: gw-0, feed: 'unix:run/feed.sock', resources: run/gw-0}
 - {name: gw-1, feed: 'http://127.0.0.1:9500'}
 pools:
 - name: pool-a
@@ -122,6 +122,7 @@ routing:
   maxStateAgeMs: 1000
   maxBodyBytes: 1000
   retries: 0
+  servedHeader: false
 envoy: {listen: '0.0.0.0:80', admin: '[::1]:9901', feed: 'http://127.0.0.1:9500', feedMode: 0600, modules: /m, logLevel: debug}
 ",
     );
@@ -131,8 +132,63 @@ envoy: {listen: '0.0.0.0:80', admin: '[::1]:9901', feed: 'http://127.0.0.1:9500'
     assert_eq!(config.pools[1].route_prefix.as_deref(), Some("/b"));
     let second = &config.routing.spec.profiles[0].scorers[1];
     assert_eq!((second.r#type.as_str(), second.weight), ("no-hit-lru", Some(1.0)));
+    assert!(!config.routing.has_served_header);
     assert_eq!(config.envoy.feed_mode, 0o600);
+    assert_eq!(config.gateways[1].resources, None);
+    let resources = config.gateways[0].resources.as_deref();
+    assert!(resources.is_some_and(|path| path.is_absolute() && path.ends_with("run/gw-0")));
     assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn a_name_that_leads_to_an_earlier_pool_is_a_warning() {
+    let pool = |name: &str, more: &str| {
+        format!(
+            "- {{name: {name}, {more}, endpoints: [{{address: '127.0.0.1:8000', model: tiny}}]}}\n"
+        )
+    };
+    let models = "models: [{name: tiny, aliases: [t], adapters: [sql], folder: f}]";
+    let others = "models: [{name: tiny, folder: f}, {name: other, aliases: [sql], folder: f}]";
+    let config = accepted(&format!(
+        "pools:\n{}{}{}",
+        pool("a", models),
+        pool("b", &format!("routePrefix: /b, {models}")),
+        pool("c", others),
+    ));
+    assert_eq!(
+        config.warnings,
+        ["tiny", "sql"].map(|name| format!(
+            "pools[2] is never asked for {name:?}, which the earlier pool a has too; a routePrefix would lead to it"
+        ))
+    );
+}
+
+#[test]
+fn a_gateway_is_known_by_its_admin_interface_its_folder_and_its_probes() {
+    let check =
+        |gateways: &str, feed: &str, admin: Option<&str>, folder: Option<&str>, probe: &str| {
+            let text =
+                format!("envoy: {{admin: '127.0.0.1:7', feed: '{feed}'}}\n{gateways}{POOLS}");
+            let gateway = accepted(&text).gateways.remove(0);
+            assert_eq!(gateway.admin.map(|admin| admin.to_string()).as_deref(), admin);
+            assert_eq!(gateway.resources.as_deref(), folder.map(Path::new));
+            assert_eq!(gateway.feed.probe().to_string(), probe);
+        };
+    let own = Some("127.0.0.1:7");
+    check("", "unix:run/feed.sock", own, None, "unix:/etc/epp/run/feed-probe.sock");
+    check("", "http://[::1]:9500", own, None, "http://[::1]:9501");
+    let one = |more: &str| format!("gateways: [{{name: g, feed: 'unix:/r/f'{more}}}]\n");
+    let folder = one(", resources: out");
+    check(&folder, "unix:/r/f", own, Some("/etc/epp/out"), "unix:/r/f-probe");
+    // Another gateway's admin interface is not this file's to guess.
+    check(&folder, "unix:/r/g", None, Some("/etc/epp/out"), "unix:/r/f-probe");
+    check(
+        &one(", admin: '10.0.0.1:99'"),
+        "unix:/r/f",
+        Some("10.0.0.1:99"),
+        None,
+        "unix:/r/f-probe",
+    );
 }
 
 #[test]
@@ -182,7 +238,7 @@ fn an_empty_section_is_the_default_one() {
 fn the_shape_is_checked_with_line_and_column() {
     refused_beside_pools(
         "routing:\n  retires: 3",
-        "c.yaml:2:3: unknown field `retires`, expected one of scorers, filters, picker, profiles, profileHandler, maxStateAgeMs, maxBodyBytes, retries, modulePlaces\n  retires: 3",
+        "c.yaml:2:3: unknown field `retires`, expected one of scorers, filters, picker, profiles, profileHandler, maxStateAgeMs, maxBodyBytes, retries, modulePlaces, servedHeader\n  retires: 3",
     );
     refused("admin: x", "c.yaml:1:1: missing field `pools`\n  admin: x");
     refused_beside_pools(

@@ -78,11 +78,14 @@ fn admin_and_feed_are_on_loopback() {
     };
     feed("/run/feed.sock", "unix:PATH or http://127.0.0.1:PORT");
     feed("unix:", "unix: and the path of a socket");
-    feed("http://127.0.0.1:0", "a port in 1..=65535");
-    let long = "x".repeat(99);
+    for port in ["0", "65535"] {
+        let expected = "a port in 1..=65534, and the next one free for probes";
+        feed(&format!("http://127.0.0.1:{port}"), expected);
+    }
+    let long = "x".repeat(93);
     feed(
         &format!("unix:{long}"),
-        &format!("a path of at most 107 bytes (here 108: /etc/epp/{long})"),
+        &format!("a path of at most 101 bytes (here 102: /etc/epp/{long})"),
     );
 }
 
@@ -163,6 +166,25 @@ fn names_are_unique() {
         "gateways: [{name: g, feed: 'unix:/a'}, {name: h, feed: 'unix:/./a'}]",
         "c.yaml: gateways[1].feed: \"unix:/./a\" is not accepted: expected each feed once",
     );
+    let nobodys = "an address of which neither it nor its probes' is another gateway's";
+    for (first, second) in [
+        ("unix:/a.sock", "unix:/a-probe.sock"),
+        ("unix:/a-probe", "unix:/a"),
+        ("http://127.0.0.1:9500", "http://127.0.0.1:9501"),
+    ] {
+        refused_beside_pools(
+            &format!("gateways: [{{name: g, feed: '{first}'}}, {{name: h, feed: '{second}'}}]"),
+            &format!("c.yaml: gateways[1].feed: {second:?} is not accepted: expected {nobodys}"),
+        );
+    }
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a', resources: e}, {name: h, feed: 'unix:/b', resources: e}]",
+        &format!("c.yaml: gateways[1].resources: \"e\" is not accepted: {once}"),
+    );
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a', admin: '10.0.0.1'}]",
+        "c.yaml: gateways[0].admin: \"10.0.0.1\" is not accepted: expected ip:port or [ipv6]:port, no host name",
+    );
     refused_beside_pools(
         "routing: {scorers: [{type: queue}, {type: queue}]}",
         &format!("c.yaml: routing.scorers[1].type: \"queue\" is not accepted: {once}"),
@@ -186,14 +208,10 @@ fn names_are_unique() {
 }
 
 #[test]
-fn every_pool_but_the_first_has_a_prefix() {
+fn the_first_pool_has_no_prefix_and_others_may() {
     let pool = |name: &str, prefix: &str| {
         format!("{{name: {name}, {prefix}models: [{MODEL}], endpoints: [{ENDPOINT}]}}")
     };
-    refused(
-        &format!("pools: [{}, {}]", pool("a", ""), pool("b", "")),
-        "c.yaml: pools[1].routePrefix: nothing is not accepted: expected a path like \"/pool-b\" for every pool but the first",
-    );
     refused(
         &format!("pools: [{}]", pool("a", "routePrefix: /a, ")),
         "c.yaml: pools[0].routePrefix: \"/a\" is not accepted: expected nothing: the first pool serves every path that no other pool has",
@@ -327,6 +345,10 @@ fn nothing_is_empty() {
         "c.yaml: pools[0].endpoints: [] is not accepted: expected at least one endpoint",
     );
     refused("pools: []", "c.yaml: pools: [] is not accepted: expected at least one pool");
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a', resources: ''}]",
+        "c.yaml: gateways[0].resources: \"\" is not accepted: expected at least one character and no control characters",
+    );
     refused_beside_pools(
         "gateways: []",
         "c.yaml: gateways: [] is not accepted: expected at least one, or leave the key out",
