@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use wasm_epp::{config, doctor, modules, new_scorer, render, serve, simulate};
+use wasm_epp::{config, doctor, import, modules, new_scorer, render, serve, simulate};
 
 /// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -36,6 +37,8 @@ enum Command {
     Modules(Modules),
     /// Write a project for a scorer module that builds, tests and loads as it is
     NewScorer(NewScorer),
+    /// Convert llm-d's EndpointPickerConfig and report what each of its plugins becomes
+    Import(Import),
     /// Run an engine without a model: its API, KV events and metrics
     SimulateEngine(Box<simulate::Flags>),
 }
@@ -166,6 +169,27 @@ struct NewScorer {
     sdk: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct Import {
+    /// An EndpointPickerConfig, or a ConfigMap or Helm values with one in it
+    file: PathBuf,
+    /// Where the configuration goes; stdout if not given
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Tokens per block of the engines, to compare with
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    engine_block_size: Option<u64>,
+    /// The model's name in requests, to compare with
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Exit with 0 also where requests will be treated otherwise
+    #[arg(long)]
+    allow_unsupported: bool,
+    /// One JSON object on the last line, instead of the configuration, which goes to --out only
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -181,6 +205,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("wasm-epp: {error:#}");
             let usage = error.downcast_ref::<config::ConfigError>().is_some()
+                || error.downcast_ref::<import::ImportError>().is_some()
                 || error.downcast_ref::<modules::SelectError>().is_some()
                 || error
                     .downcast_ref::<modules::ExplainError>()
@@ -232,6 +257,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Import(flags) => import(flags),
         Command::SimulateEngine(flags) => runtime()?.block_on(simulate::run(*flags)),
     }
 }
@@ -313,6 +339,29 @@ fn render(flags: &Render) -> anyhow::Result<()> {
             })
         );
     }
+    Ok(())
+}
+
+fn import(flags: Import) -> anyhow::Result<()> {
+    let options =
+        import::Options { engine_block_size: flags.engine_block_size, model: flags.model };
+    let import::Imported { yaml, report } = import::import_file(&flags.file, &options)?;
+    eprint!("{}", report.text());
+    match &flags.out {
+        Some(out) => {
+            std::fs::write(out, yaml).with_context(|| format!("writing {}", out.display()))?;
+            println!("wrote {}", out.display());
+        }
+        None if flags.json => {}
+        None => print!("{yaml}"),
+    }
+    if flags.json {
+        println!("{}", report.json());
+    }
+    anyhow::ensure!(
+        report.is_ok() || flags.allow_unsupported,
+        "requests will be treated otherwise than by llm-d (--allow-unsupported accepts it)"
+    );
     Ok(())
 }
 

@@ -85,6 +85,64 @@ fn new_scorer_writes_a_project_once() {
     assert_eq!(misnamed.status.code(), Some(64), "{misnamed:?}");
 }
 
+const EPP: &str = "apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins: [{type: queue-scorer}]
+schedulingProfiles: [{name: default, plugins: [{pluginRef: queue-scorer, weight: 2}]}]
+";
+
+#[test]
+fn import_writes_the_configuration_and_reports_to_stderr() {
+    let folder = folder(GOOD);
+    std::fs::write(folder.path().join("epp.yaml"), EPP).expect("written");
+    let output = run(folder.path(), &["import", "epp.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    );
+    assert!(stdout.contains("\n  - {type: queue, weight: 2}\n"), "{stdout}");
+    assert!(stderr.contains("queue-scorer"), "{stderr}");
+    assert!(!stdout.contains("verdict") && !stderr.contains("routing:"), "{output:?}");
+    let output = run(folder.path(), &["import", "epp.yaml", "--out", "ours.yaml", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let written = std::fs::read_to_string(folder.path().join("ours.yaml")).expect("written");
+    assert_eq!(written, stdout);
+    let last = String::from_utf8_lossy(&output.stdout).lines().last().expect("a line").to_owned();
+    let report: serde_json::Value = serde_json::from_str(&last).expect("JSON");
+    assert_eq!(report["ok"], true, "{report}");
+    assert_eq!(report["plugins"][0]["verdict"], "supported", "{report}");
+    assert_eq!(report["traps"].as_array().map(Vec::len), Some(0), "{report}");
+}
+
+#[test]
+fn import_exits_by_what_is_lost() {
+    let folder = folder(GOOD);
+    let unsupported = EPP.replace("queue-scorer", "mm-embeddings-cache-scorer");
+    std::fs::write(folder.path().join("lost.yaml"), unsupported).expect("written");
+    std::fs::write(folder.path().join("wrong.yaml"), format!("{EPP}metadata: {{}}\n"))
+        .expect("written");
+    let lost = run(folder.path(), &["import", "lost.yaml", "--out", "ours.yaml"]);
+    assert_eq!(lost.status.code(), Some(1), "{lost:?}");
+    assert!(folder.path().join("ours.yaml").exists(), "what there is, is written");
+    let accepted = run(folder.path(), &["import", "lost.yaml", "--allow-unsupported", "--json"]);
+    assert_eq!(accepted.status.code(), Some(0), "{accepted:?}");
+    let stdout = String::from_utf8_lossy(&accepted.stdout);
+    assert_eq!(stdout.lines().count(), 1, "with --json the configuration goes to --out only");
+    assert!(stdout.contains(r#""ok":false"#), "{stdout}");
+    for (file, says) in [
+        ("wrong.yaml", "wrong.yaml:5: metadata: unknown key: expected one of apiVersion, kind"),
+        ("c.yaml", "there is no EndpointPickerConfig in it"),
+        ("none.yaml", "none.yaml: reading it"),
+    ] {
+        let output = run(folder.path(), &["import", file]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        assert!(stderr.contains(says), "{stderr}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
 #[test]
 fn wrong_usage_is_64_and_help_is_0() {
     let folder = folder(GOOD);
