@@ -94,6 +94,7 @@ impl Features {
             prompt_tokens,
             unmatched_reason,
             trail,
+            ..RequestFeatures::default()
         };
         let mut candidates = Vec::new();
         for _ in 0..reader.u16()? {

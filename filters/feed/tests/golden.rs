@@ -241,6 +241,7 @@ fn what_scorers_read() {
             prompt_tokens: 250,
             unmatched_reason: None,
             trail: vec![0xDEAD_BEEF, 7],
+            ..RequestFeatures::default()
         },
         candidates: vec![Candidate {
             slot: 3,

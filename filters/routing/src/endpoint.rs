@@ -104,6 +104,31 @@ impl Default for Reliability {
     }
 }
 
+/// Where the request's LoRA adapter is on an endpoint, by the engine's metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AdapterState {
+    /// The engine does not tell, or the request names no adapter.
+    #[default]
+    Unknown,
+    /// Loaded.
+    Active,
+    /// Not loaded; there is room for one more.
+    Room,
+    /// Requests for it wait until it is loaded.
+    Waiting,
+    /// Not loaded, and no room.
+    Full,
+}
+
+/// How fast an endpoint was of late, measured on its answers.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Rates {
+    /// Uncached prompt tokens per second of time to the first token.
+    pub prefill_tokens_per_s: Option<f32>,
+    /// Milliseconds per output token after the first.
+    pub tpot_ms: Option<f32>,
+}
+
 /// An endpoint that may serve the request.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Candidate {
@@ -123,6 +148,28 @@ pub struct Candidate {
     pub reliability: Reliability,
     /// What this gateway and the others have in flight to it.
     pub in_flight: InFlight,
+    /// Where the request's adapter is.
+    pub adapter: AdapterState,
+    /// Whether the request's session is bound to it.
+    pub has_session: bool,
+    /// How fast it was.
+    pub rates: Rates,
+    /// Its labels that some plugin of the configuration names.
+    pub labels: Vec<(String, String)>,
+    /// Its numeric attributes that some plugin of the configuration names.
+    pub attributes: Vec<(String, f32)>,
+}
+
+impl Candidate {
+    /// A label's value.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.labels.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// An attribute's value.
+    pub fn attribute(&self, name: &str) -> Option<f32> {
+        self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| *value)
+    }
 }
 
 /// What scorers may know of the request.
@@ -143,6 +190,23 @@ pub struct RequestFeatures {
     /// Short keys of the prompt's prefixes at growing depths (`feed::trail_depths`): two prompts
     /// share about as much as their trails do. Empty when it was not matched.
     pub trail: Vec<u32>,
+    /// Its headers that some plugin of the configuration names, in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Priority of its objective; higher is more important. `None` without an objective.
+    pub priority: Option<i32>,
+    /// Whose share of the pool it counts to.
+    pub fairness_id: Option<String>,
+    /// Longest time to the first token that its client accepts.
+    pub slo_ttft_ms: Option<f32>,
+    /// Longest time per output token that its client accepts.
+    pub slo_tpot_ms: Option<f32>,
+}
+
+impl RequestFeatures {
+    /// A header's value, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
 }
 
 /// When each candidate was last picked, in picks (not time): higher is later, 0 is never.

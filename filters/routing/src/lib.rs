@@ -12,8 +12,8 @@ mod profile;
 mod scorers;
 
 pub use endpoint::{
-    Candidate, EndpointSlot, InFlight, Load, PickHistory, PrefixMatch, Reliability,
-    RequestFeatures, SourceState,
+    AdapterState, Candidate, EndpointSlot, InFlight, Load, PickHistory, PrefixMatch, Rates,
+    Reliability, RequestFeatures, SourceState,
 };
 pub use profile::{Decision, GivenScores, NoDecision, Profile, WeightedScorer};
 pub use scorers::{

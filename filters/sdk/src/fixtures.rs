@@ -19,7 +19,7 @@ pub fn request() -> RequestFeatures {
         strides: 64,
         prompt_tokens: 1024,
         unmatched_reason: None,
-        trail: Vec::new(),
+        ..RequestFeatures::default()
     }
 }
 

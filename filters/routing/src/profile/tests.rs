@@ -122,6 +122,7 @@ fn check(file: &str) {
                         requests: number(field("flight").unwrap_or("0")).unwrap(),
                         tokens: number(field("tokens").unwrap_or("0")).unwrap(),
                     },
+                    ..Candidate::default()
                 });
             }
         }
