@@ -6,7 +6,7 @@ use std::time::Duration;
 use testbed::{Stand, StandOptions, wait_until};
 
 use crate::support::{
-    BOTH, COMPLETIONS, Protocol, completion, fallbacks, line, picked, prose, question, received,
+    BOTH, COMPLETIONS, Protocol, completion, fallbacks, line, passed, picked, prose, question,
     served,
 };
 
@@ -119,11 +119,12 @@ async fn requests_are_served(stand: &Stand) {
             let body = question(&prose(&format!("{protocol:?}"), bytes));
             let answer = protocol.post(stand, COMPLETIONS, &body).await;
             assert_eq!(answer.status, 400, "{answer:?}");
-            received(stand, &answer, &body);
+            passed(stand, &answer, &body);
         }
         let body = completion(&prose(&format!("{protocol:?} again"), 500));
         let answer = protocol.post(stand, COMPLETIONS, &body).await;
-        served(stand, &answer, &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        passed(stand, &answer, &body);
     }
 }
 
@@ -133,7 +134,7 @@ async fn heals(stand: &mut Stand) {
     let body = question(&prose("healed?", 500));
     wait_until("requests are picked again", Duration::from_secs(20), async || {
         let answer = Protocol::H1.post(stand, COMPLETIONS, &body).await;
-        received(stand, &answer, &body);
+        passed(stand, &answer, &body);
         (picked(stand).await > 0).then_some(())
     })
     .await

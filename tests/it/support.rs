@@ -13,6 +13,9 @@ use crate::wire::{self, Parts};
 pub(crate) const COMPLETIONS: &str = "/v1/completions";
 pub(crate) const CHAT: &str = "/v1/chat/completions";
 
+/// The header that names the endpoint of an answer.
+pub(crate) const SERVED: &str = "x-gateway-destination-endpoint-served";
+
 /// How a client speaks to the gateway.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Protocol {
@@ -80,8 +83,16 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The engine that answered, having received exactly `sent`.
+/// The engine that answered, having received exactly `sent`, and that the gateway names.
 pub(crate) fn received(stand: &Stand, answer: &Answer, sent: &[u8]) -> String {
+    let address = passed(stand, answer, sent);
+    let named: Vec<_> = answer.headers.get_all(SERVED).iter().collect();
+    assert_eq!(named, [address.as_str()], "{:?}", (answer.status, &answer.headers));
+    address
+}
+
+/// The same through a gateway that may lack its modules.
+pub(crate) fn passed(stand: &Stand, answer: &Answer, sent: &[u8]) -> String {
     let head = (answer.status, &answer.headers);
     assert_eq!(answer.header("x-sim-body-sha256"), sha256(sent), "{head:?}");
     let name = answer.header("x-sim-engine").strip_prefix("engine-");

@@ -57,6 +57,17 @@ impl Client {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Answer> {
+        self.send_within(Duration::from_secs(30), method, path, headers, body).await
+    }
+
+    async fn send_within(
+        &self,
+        limit: Duration,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer> {
         let mut request =
             Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         for (name, value) in headers {
@@ -69,14 +80,20 @@ impl Client {
             let body = body.collect().await?.to_bytes();
             anyhow::Ok(Answer { status: parts.status, headers: parts.headers, body })
         };
-        tokio::time::timeout(Duration::from_secs(30), exchange)
+        tokio::time::timeout(limit, exchange)
             .await
-            .with_context(|| format!("{method} {path}: no answer within 30 s"))?
+            .with_context(|| format!("{method} {path}: no answer within {} s", limit.as_secs()))?
     }
 
     /// Posts JSON.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Answer> {
         self.send("POST", path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    /// Posts JSON whose answer is long in coming.
+    pub async fn post_slowly(&self, path: &str, body: &Value) -> Result<Answer> {
+        let headers = [("content-type", "application/json")];
+        self.send_within(Duration::from_secs(300), "POST", path, &headers, body.to_string()).await
     }
 
     /// Gets.

@@ -6,10 +6,12 @@
 
 mod backend;
 mod client;
+mod pod_scores;
 mod process;
 mod stand;
 
 pub use backend::{BACKEND_HEADER, Backend};
 pub use client::{Answer, Client, get};
+pub use pod_scores::{PodScores, pod_scores};
 pub use process::{Process, port, root, wait_until, wasm_epp};
-pub use stand::{Engine, EngineOptions, PodScores, Stand, StandOptions, envoy, pod_scores};
+pub use stand::{Engine, EngineOptions, PoolOptions, Stand, StandOptions, envoy};

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::client::{Client, get};
+use crate::pod_scores::{PodScores, pod_scores};
 use crate::process::{Process, port, root, wait_until, wasm_epp};
 
 const START: Duration = Duration::from_secs(60);
@@ -30,6 +31,8 @@ pub struct StandOptions {
     pub token_id_prompts: bool,
     /// LoRA adapters that the daemon is told of.
     pub adapters: Vec<String>,
+    /// Pools after the first, which is of what is above and is called "pool".
+    pub more_pools: Vec<PoolOptions>,
     /// Engines connect to the daemon: their event addresses are not in its configuration.
     pub engines_connect: bool,
     /// YAML appended to the pool's configuration file at top level.
@@ -45,10 +48,40 @@ impl Default for StandOptions {
             model: "tiny".into(),
             token_id_prompts: false,
             adapters: Vec::new(),
+            more_pools: Vec::new(),
             engines_connect: false,
             more_config: String::new(),
         }
     }
+}
+
+impl StandOptions {
+    /// Engines of all pools, with the models they serve.
+    fn all_engines(&self) -> impl Iterator<Item = (&String, &EngineOptions)> {
+        let first = self.engines.iter().map(|engine| (&self.model, engine));
+        let more = self.more_pools.iter();
+        let more = more.flat_map(|pool| pool.engines.iter().map(move |e| (&pool.model, e)));
+        first.chain(more)
+    }
+}
+
+/// A further pool.
+#[derive(Clone, Debug, Default)]
+pub struct PoolOptions {
+    /// Its name.
+    pub name: String,
+    /// Its only model.
+    pub model: String,
+    /// Other names of the model.
+    pub aliases: Vec<String>,
+    /// LoRA adapters that the daemon is told of.
+    pub adapters: Vec<String>,
+    /// Path whose requests go to it whatever their model.
+    pub route_prefix: Option<String>,
+    /// Simulated engines. In the stand they follow those of the pools before.
+    pub engines: Vec<EngineOptions>,
+    /// Further endpoints (servers of the test's own), without events.
+    pub others: Vec<SocketAddr>,
 }
 
 /// A simulated engine's flags.
@@ -68,32 +101,6 @@ pub struct Engine {
     pub replay: Option<String>,
     /// The process; `None` when the test stopped it.
     pub process: Option<Process>,
-}
-
-/// One `Got pod scores` line.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PodScores {
-    /// The whole record.
-    pub record: Value,
-}
-
-impl PodScores {
-    /// Matched blocks per endpoint; `None` when the line says null.
-    pub fn scores(&self) -> Option<BTreeMap<String, u64>> {
-        let scores = self.record["scores"].as_object()?;
-        Some(scores.iter().map(|(name, n)| (name.clone(), n.as_u64().unwrap_or(0))).collect())
-    }
-
-    /// Destinations in order; empty when the request was left to the proxy's policy.
-    pub fn picked(&self) -> Vec<String> {
-        let picked = self.record["picked"].as_array();
-        picked.into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned())).collect()
-    }
-
-    /// Why the request was left to the proxy's policy.
-    pub fn reason(&self) -> Option<&str> {
-        self.record["reason"].as_str()
-    }
 }
 
 /// Everything, on free loopback ports and in one folder.
@@ -123,6 +130,7 @@ impl Stand {
         stand.start_envoy(&[]).await?;
         stand.start_daemon()?;
         stand.wait_ready().await?;
+        stand.wait_engines_ready().await?;
         Ok(stand)
     }
 
@@ -130,8 +138,8 @@ impl Stand {
     pub async fn prepare(options: StandOptions) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("wasm-epp-").tempdir()?;
         let mut engines = Vec::new();
-        for (i, engine) in options.engines.iter().enumerate() {
-            engines.push(start_engine(&options.model, engine, folder.path(), i)?);
+        for (i, (model, engine)) in options.all_engines().enumerate() {
+            engines.push(start_engine(model, engine, folder.path(), i)?);
         }
         let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let stand = Self {
@@ -169,28 +177,23 @@ impl Stand {
     }
 
     fn config(&self) -> String {
-        let model = &self.options.model;
-        let mut text = format!(
-            "dataDir: data\nadmin: {}\npools:\n- name: pool\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}, adapters: {}}}\n  endpoints:\n",
-            self.daemon_admin,
-            root().join("tests/golden/tiny-model").display(),
-            self.options.token_id_prompts,
-            Value::from(self.options.adapters.clone()),
-        );
-        for engine in &self.engines {
-            let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);
-            if let Some(events) =
-                engine.kv_events.as_ref().filter(|_| !self.options.engines_connect)
-            {
-                let _ = write!(text, ", kvEvents: \"{events}\"");
-            }
-            if let Some(replay) = engine.replay.as_ref().filter(|_| !self.options.engines_connect) {
-                let _ = write!(text, ", replay: \"{replay}\"");
-            }
-            text.push_str("}\n");
-        }
-        for other in &self.options.others {
-            let _ = writeln!(text, "  - {{address: {other}, model: {model}}}");
+        let options = &self.options;
+        let mut text = format!("dataDir: data\nadmin: {}\npools:\n", self.daemon_admin);
+        let first = PoolOptions {
+            name: "pool".into(),
+            model: options.model.clone(),
+            adapters: options.adapters.clone(),
+            others: options.others.clone(),
+            ..PoolOptions::default()
+        };
+        // Engines may have been added to those of the first pool since.
+        let more: usize = options.more_pools.iter().map(|pool| pool.engines.len()).sum();
+        let (own, mut rest) = self.engines.split_at(self.engines.len() - more);
+        self.write_pool(&mut text, &first, own);
+        for pool in &options.more_pools {
+            let (own, after) = rest.split_at(pool.engines.len());
+            rest = after;
+            self.write_pool(&mut text, pool, own);
         }
         let _ = write!(
             text,
@@ -199,7 +202,39 @@ impl Stand {
             self.envoy_admin,
             root().join("target/wasm").display(),
         );
-        text + &self.options.more_config
+        text + &options.more_config
+    }
+
+    fn write_pool(&self, text: &mut String, pool: &PoolOptions, engines: &[Engine]) {
+        let PoolOptions { name, model, .. } = pool;
+        let _ = write!(
+            text,
+            "- name: {name}\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}, aliases: {}, adapters: {}}}\n",
+            root().join("tests/golden/tiny-model").display(),
+            self.options.token_id_prompts,
+            Value::from(pool.aliases.clone()),
+            Value::from(pool.adapters.clone()),
+        );
+        if let Some(prefix) = &pool.route_prefix {
+            let _ = writeln!(text, "  routePrefix: {prefix}");
+        }
+        text.push_str("  endpoints:\n");
+        for engine in engines {
+            let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);
+            let told = |address: &Option<String>| {
+                address.clone().filter(|_| !self.options.engines_connect)
+            };
+            if let Some(events) = told(&engine.kv_events) {
+                let _ = write!(text, ", kvEvents: \"{events}\"");
+            }
+            if let Some(replay) = told(&engine.replay) {
+                let _ = write!(text, ", replay: \"{replay}\"");
+            }
+            text.push_str("}\n");
+        }
+        for other in &pool.others {
+            let _ = writeln!(text, "  - {{address: {other}, model: {model}}}");
+        }
     }
 
     /// Renders the gateway's files through the command.
@@ -294,7 +329,7 @@ impl Stand {
         if let Some(process) = self.engines[i].process.take() {
             process.kill();
         }
-        let (model, options) = (&self.options.model, &self.options.engines[i]);
+        let (model, options) = self.options.all_engines().nth(i).context("no such engine")?;
         self.engines[i] = start_engine(model, options, self.folder.path(), i)?;
         Ok(())
     }
@@ -311,6 +346,23 @@ impl Stand {
             answer.status.is_success().then_some(Ok(()))
         })
         .await?
+    }
+
+    /// Waits until the gateway knows that every simulated engine takes requests, which no source of
+    /// events tells.
+    pub async fn wait_engines_ready(&self) -> Result<()> {
+        wait_until("the engines are ready", START, async || {
+            let details = self.readyz().await.ok()?;
+            let is_ready = |engine: &Engine| {
+                let address = engine.http.to_string();
+                let mut endpoints = details["endpoints"].as_array().into_iter().flatten();
+                endpoints.any(|known| known["address"] == address && known["ready"] == true)
+            };
+            let mut gateways = details["gateways"].as_array()?.iter();
+            let is_pushed = gateways.all(|gateway| gateway["pending"] == 0);
+            (self.engines.iter().all(is_ready) && is_pushed).then_some(())
+        })
+        .await
     }
 
     /// The daemon's `/readyz` details.
@@ -371,23 +423,6 @@ impl Stand {
     pub fn keep_folder(&mut self) {
         self.folder.disable_cleanup(true);
     }
-}
-
-/// The line that an Envoy's log has for a request, waiting for it to be flushed.
-pub async fn pod_scores(log: &Path, request_id: &str) -> Result<PodScores> {
-    let what = format!("Got pod scores of request {request_id} is in {}", log.display());
-    wait_until(&what, Duration::from_secs(15), async || {
-        let text = std::fs::read(log).ok()?;
-        let text = String::from_utf8_lossy(&text);
-        let found = text.lines().rev().filter_map(|line| line.split_once("Got pod scores "));
-        let mut records = found.filter_map(|(_, json)| {
-            // The value ends where the line does, or before what Envoy appends to it.
-            let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
-            values.next()?.ok()
-        });
-        records.find(|record| record["request_id"] == request_id).map(|record| PodScores { record })
-    })
-    .await
 }
 
 /// Starts one engine; `http` port 0 takes a free one.

@@ -25,7 +25,13 @@ pub struct Features {
     pub candidates: Vec<Candidate>,
     /// Whether candidates were left out for size.
     pub is_cut: bool,
+    /// Whether the request may be served by no other endpoint than its candidates.
+    pub is_restricted: bool,
 }
+
+/// Bits of the flags' byte.
+const CUT: u8 = 1;
+const RESTRICTED: u8 = 2;
 
 impl Features {
     /// The property's value. Too many candidates: those with the deepest match stay, then the least
@@ -54,7 +60,8 @@ impl Features {
 
     fn encode_all(&self, candidates: &[&Candidate], is_cut: bool) -> Vec<u8> {
         let mut writer = Writer::with_preamble(b'F', 64 + 80 * candidates.len());
-        writer.u64(self.epoch).u16(self.scope).u8(u8::from(is_cut));
+        let flags = if is_cut { CUT } else { 0 } | if self.is_restricted { RESTRICTED } else { 0 };
+        writer.u64(self.epoch).u16(self.scope).u8(flags);
         let request = &self.request;
         writer.text(&request.model).text(request.adapter.as_deref().unwrap_or_default());
         writer.u32(request.prompt_bytes).u32(request.strides).u32(request.prompt_tokens);
@@ -78,7 +85,7 @@ impl Features {
         reader.preamble(b'F')?;
         let epoch = reader.u64()?;
         let scope = reader.u16()?;
-        let is_cut = reader.u8()? != 0;
+        let flags = reader.u8()?;
         let model = reader.text("model")?.to_owned();
         let adapter = Some(reader.text("adapter")?).filter(|name| !name.is_empty());
         let adapter = adapter.map(str::to_owned);
@@ -123,7 +130,8 @@ impl Features {
             });
         }
         reader.finish()?;
-        Ok(Self { scope, epoch, request, candidates, is_cut })
+        let (is_cut, is_restricted) = (flags & CUT != 0, flags & RESTRICTED != 0);
+        Ok(Self { scope, epoch, request, candidates, is_cut, is_restricted })
     }
 }
 
@@ -159,12 +167,15 @@ mod tests {
             },
             candidates: (0..count).map(candidate).collect(),
             is_cut: false,
+            is_restricted: false,
         }
     }
 
     #[test]
     fn round_trip() {
-        let features = features(5);
+        let mut features = features(5);
+        assert_eq!(Features::decode(&features.encode()), Ok(features.clone()));
+        features.is_restricted = true;
         assert_eq!(Features::decode(&features.encode()), Ok(features));
     }
 
@@ -173,7 +184,7 @@ mod tests {
         let bytes = features(1000).encode();
         assert!(bytes.len() <= MAX_FEATURES_BYTES && bytes.len() > MAX_FEATURES_BYTES / 2);
         let cut = Features::decode(&bytes).unwrap();
-        assert!(cut.is_cut);
+        assert!(cut.is_cut && !cut.is_restricted);
         assert_eq!(cut.candidates[0].slot, 900);
         assert_eq!(cut.candidates[1].load.waiting, Some(0));
     }

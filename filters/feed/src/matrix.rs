@@ -88,7 +88,7 @@ pub(crate) fn read_cells(reader: &mut Reader<'_>) -> Result<Vec<Cell>, WireError
 /// The row of one router VM.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MatrixRow {
-    /// The VM, as in its [`crate::WorkerRow`].
+    /// The VM, as in its [`crate::WorkerRow`]; 0 when it has ended.
     pub vm: u64,
     /// Gateway's monotonic clock at the last write; an old one is a dead VM's.
     pub beat_ns: u64,

@@ -20,10 +20,18 @@ pub struct ScorerRow {
     pub absent: u32,
 }
 
+impl ScorerRow {
+    /// What stands for a scorer's name.
+    pub fn hash_of(name: &str) -> u64 {
+        crate::EndpointHash::of(name).0
+    }
+}
+
 /// One router VM. A VM that died stops moving its beat; nothing else shows that under `fail_open`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct WorkerRow {
-    /// Drawn by the VM; tells two VMs of one row apart.
+    /// Drawn by the VM; tells two VMs of one row apart. 0 when the VM has ended and given up the
+    /// row, which one that died cannot do.
     pub vm: u64,
     /// Build of the module.
     pub build: u64,

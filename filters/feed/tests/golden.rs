@@ -261,6 +261,7 @@ fn what_scorers_read() {
             ..Candidate::default()
         }],
         is_cut: false,
+        is_restricted: true,
     };
     check("features", &features, Features::encode, Features::decode);
 }

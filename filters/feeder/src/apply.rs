@@ -163,7 +163,8 @@ fn rows(host: &impl Host) -> Vec<WorkerRow> {
     for slot in 0..MAX_ROWS {
         // Rows are claimed from slot 0 upward and never deleted: the first gap is the end.
         let Ok(Some((value, _))) = host.shared(Key::Row(slot).encode().as_ref()) else { break };
-        rows.extend(WorkerRow::decode(&value));
+        // A row that was given up is nobody's.
+        rows.extend(WorkerRow::decode(&value).ok().filter(|row| row.vm != 0));
     }
     rows
 }
@@ -253,6 +254,17 @@ mod tests {
             feeder.counters,
             Counters { applied: 2, entries: 2, conflicts: 1, ..Counters::default() }
         );
+    }
+
+    #[test]
+    fn rows_of_vms_that_ended_are_left_out_and_end_nothing() {
+        let (mut feeder, host) = (Feeder::default(), host());
+        for (slot, vm) in [(0, 5), (1, 0), (2, 7)] {
+            let row = WorkerRow { vm, ..WorkerRow::default() }.encode();
+            host.set_shared(Key::Row(slot).encode().as_ref(), &row, Expect::Anything).unwrap();
+        }
+        let ack = post(&mut feeder, &host, (0, 6, 1), false);
+        assert_eq!(ack.rows.iter().map(|row| row.vm).collect::<Vec<_>>(), [5, 7]);
     }
 
     #[test]

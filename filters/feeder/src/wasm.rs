@@ -50,7 +50,7 @@ impl Post {
     fn answer(&mut self, status: u32, body: &[u8]) -> Action {
         self.is_answered = true;
         // If the host cannot answer, the route behind this filter does, with a 503.
-        match ProxyHost.respond(status, body) {
+        match ProxyHost.respond(status, &[], body) {
             Ok(()) => Action::Pause,
             Err(_) => Action::Continue,
         }

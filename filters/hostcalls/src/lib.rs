@@ -76,6 +76,8 @@ pub trait Host {
     fn splice_request_body(&self, take: usize, bytes: &[u8]) -> Result<(), Status>;
     /// A response header; bytes, for header values need not be UTF-8.
     fn response_header(&self, name: &str) -> Result<Option<Vec<u8>>, Status>;
+    /// Sets a response header, in the place of any that the response has.
+    fn set_response_header(&self, name: &str, value: &str) -> Result<(), Status>;
     /// Removes a response header.
     fn remove_response_header(&self, name: &str) -> Result<(), Status>;
     /// Up to `max_bytes` of the chunk of the response that is passing, from `start` on.
@@ -83,7 +85,7 @@ pub trait Host {
     /// Puts `bytes` in the place of that chunk, which has `len` bytes.
     fn replace_response_chunk(&self, len: usize, bytes: &[u8]) -> Result<(), Status>;
     /// Answers the request from here.
-    fn respond(&self, status: u32, body: &[u8]) -> Result<(), Status>;
+    fn respond(&self, status: u32, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Status>;
     /// The number of a counter, defining it if needed.
     fn counter(&self, name: &str) -> Result<u32, Status>;
     /// Adds to a counter; `by` must be above 0.

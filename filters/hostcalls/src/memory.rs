@@ -130,6 +130,11 @@ impl Host for MemoryHost {
         self.allow("response_header")?;
         Ok(self.response_headers.borrow().get(name).cloned())
     }
+    fn set_response_header(&self, name: &str, value: &str) -> Result<(), Status> {
+        self.allow("set_response_header")?;
+        self.response_headers.borrow_mut().insert(name.to_owned(), value.as_bytes().to_vec());
+        Ok(())
+    }
     fn remove_response_header(&self, name: &str) -> Result<(), Status> {
         self.allow("remove_response_header")?;
         self.response_headers.borrow_mut().remove(name);
@@ -146,9 +151,12 @@ impl Host for MemoryHost {
         chunk.splice(..len, bytes.iter().copied());
         Ok(())
     }
-    fn respond(&self, status: u32, body: &[u8]) -> Result<(), Status> {
+    fn respond(&self, status: u32, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Status> {
         self.allow("respond")?;
         self.response.replace(Some((status, body.to_vec())));
+        let headers = headers.iter();
+        *self.response_headers.borrow_mut() =
+            headers.map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
         Ok(())
     }
     fn counter(&self, name: &str) -> Result<u32, Status> {

@@ -218,6 +218,19 @@ impl Host for ProxyHost {
         header(RESPONSE_HEADERS, name)
     }
 
+    fn set_response_header(&self, name: &str, value: &str) -> Result<(), Status> {
+        // SAFETY: the host copies name and value before it returns.
+        check(unsafe {
+            proxy_replace_header_map_value(
+                RESPONSE_HEADERS,
+                name.as_ptr(),
+                name.len(),
+                value.as_ptr(),
+                value.len(),
+            )
+        })
+    }
+
     fn remove_response_header(&self, name: &str) -> Result<(), Status> {
         // SAFETY: the host reads the name before it returns.
         check(unsafe { proxy_remove_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len()) })
@@ -231,10 +244,9 @@ impl Host for ProxyHost {
         set_buffer(RESPONSE_BODY, len, bytes)
     }
 
-    fn respond(&self, status: u32, body: &[u8]) -> Result<(), Status> {
-        // No headers: a count of zero pairs. -1: not a gRPC answer.
-        let headers = 0u32.to_le_bytes();
-        // SAFETY: the host copies everything before it returns.
+    fn respond(&self, status: u32, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Status> {
+        let headers = pairs(headers);
+        // SAFETY: the host copies everything before it returns. -1: not a gRPC answer.
         check(unsafe {
             proxy_send_local_response(
                 status,
@@ -275,6 +287,21 @@ impl Host for ProxyHost {
     fn configuration(&self) -> Result<Vec<u8>, Status> {
         buffer(PLUGIN_CONFIGURATION, 0, usize::MAX >> 1)
     }
+}
+
+/// Header pairs as the ABI has them: their number, the sizes of each, then each with a zero byte
+/// after name and value.
+fn pairs(headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut bytes = (headers.len() as u32).to_le_bytes().to_vec();
+    for (name, value) in headers {
+        bytes.extend((name.len() as u32).to_le_bytes());
+        bytes.extend((value.len() as u32).to_le_bytes());
+    }
+    for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+        bytes.extend(text.as_bytes());
+        bytes.push(0);
+    }
+    bytes
 }
 
 fn metric(kind: u32, name: &str) -> Result<u32, Status> {

@@ -4,6 +4,8 @@ use routing::{Profile, SCORER_TYPES, WeightedScorer, scorer_of_type};
 use serde::Deserialize;
 
 use crate::modules::{MAX_MODULES, ModuleScorer};
+use crate::pools::{PoolConfig, Pools};
+use crate::subset::MAX_DESTINATIONS;
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
 #[derive(Debug, thiserror::Error)]
@@ -33,35 +35,50 @@ pub enum ConfigError {
 /// Longest body that may ever be configured: the buffer limit of the route is 16 MiB.
 const MAX_BODY_BYTES: usize = (16 << 20) - 1;
 
-/// Configuration of `intake`.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawIntake {
+    max_body_bytes: usize,
+    max_state_age_ms: u64,
+    pools: Vec<PoolConfig>,
+    by_model: Option<String>,
+    /// A number that is another one when the filter was only to be loaded again.
+    #[serde(default, rename = "revision")]
+    _revision: u32,
+}
+
+/// Configuration of `intake`.
 pub struct IntakeConfig {
     /// Longer bodies are not read; the proxy's own policy routes them.
     pub max_body_bytes: usize,
     /// State older than this is not used.
     pub max_state_age_ms: u64,
     /// Pools this listener serves.
-    pub pools: Vec<String>,
-    /// A number that is another one when the filter was only to be loaded again.
-    #[serde(default)]
-    pub revision: u32,
+    pub pools: Pools,
 }
 
 impl IntakeConfig {
     /// Parses and checks.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        let config: Self = serde_json::from_slice(json)
+        let raw: RawIntake = serde_json::from_slice(json)
             .map_err(|source| ConfigError::Json { filter: "intake", source })?;
-        if !(1..=MAX_BODY_BYTES).contains(&config.max_body_bytes) {
-            return Err(ConfigError::Range {
-                filter: "intake",
-                key: "maxBodyBytes",
-                value: config.max_body_bytes.to_string(),
-                accepted: format!("1 to {MAX_BODY_BYTES}"),
-            });
+        let range =
+            |key, value, accepted| ConfigError::Range { filter: "intake", key, value, accepted };
+        if !(1..=MAX_BODY_BYTES).contains(&raw.max_body_bytes) {
+            let accepted = format!("1 to {MAX_BODY_BYTES}");
+            return Err(range("maxBodyBytes", raw.max_body_bytes.to_string(), accepted));
         }
-        Ok(config)
+        if let Some(pool) = &raw.by_model
+            && !raw.pools.iter().any(|known| known.name == *pool)
+        {
+            let known: Vec<&str> = raw.pools.iter().map(|pool| pool.name.as_str()).collect();
+            return Err(range("byModel", pool.clone(), known.join(", ")));
+        }
+        Ok(Self {
+            max_body_bytes: raw.max_body_bytes,
+            max_state_age_ms: raw.max_state_age_ms,
+            pools: Pools::new(raw.pools, raw.by_model),
+        })
     }
 }
 
@@ -75,6 +92,8 @@ struct RawPicker {
     /// As intake's; it is in the configuration's hash.
     #[serde(default, rename = "revision")]
     _revision: u32,
+    #[serde(default)]
+    served_header: bool,
 }
 
 #[derive(Deserialize)]
@@ -95,6 +114,8 @@ pub struct PickerConfig {
     pub profile: Profile,
     /// Whether a meter stands behind it, which it tells what it expects and believes.
     pub has_meter: bool,
+    /// Whether answers say which endpoint they are from.
+    pub has_served_header: bool,
     /// Scorers that run as filters of their own, before it.
     pub(crate) modules: Vec<ModuleScorer>,
     /// Hash of the configuration's bytes, reported in the worker's row.
@@ -112,8 +133,9 @@ impl PickerConfig {
             value,
             accepted,
         };
-        if !(1..=16).contains(&raw.destinations) {
-            return Err(range("destinations", raw.destinations.to_string(), "1 to 16".into()));
+        if !(1..=MAX_DESTINATIONS).contains(&raw.destinations) {
+            let accepted = format!("1 to {MAX_DESTINATIONS}");
+            return Err(range("destinations", raw.destinations.to_string(), accepted));
         }
         let (mut scorers, mut modules) = (Vec::new(), Vec::<ModuleScorer>::new());
         for RawScorer { r#type, weight, name, shadow } in raw.scorers {
@@ -144,7 +166,13 @@ impl PickerConfig {
             return Err(range("scorers", modules.len().to_string(), accepted));
         }
         let profile = Profile { scorers, destinations: raw.destinations };
-        Ok(Self { profile, modules, has_meter: raw.meter, hash: fnv1a(json) })
+        Ok(Self {
+            profile,
+            modules,
+            has_meter: raw.meter,
+            has_served_header: raw.served_header,
+            hash: fnv1a(json),
+        })
     }
 }
 
@@ -197,6 +225,12 @@ mod tests {
                 .contains("maxBodyBytes is 99999999")
         );
         assert!(intake("").contains("configuration of intake"));
+        assert_eq!(
+            intake(
+                r#"{"maxBodyBytes":9,"maxStateAgeMs":1,"pools":[{"name":"a"},{"name":"b"}],"byModel":"c"}"#
+            ),
+            "configuration of intake: byModel is c, accepted is a, b"
+        );
     }
 
     #[test]

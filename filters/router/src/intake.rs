@@ -7,10 +7,13 @@ use prompt::{Api, Request};
 use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures};
 
 use crate::config::IntakeConfig;
+use crate::pools::POOL_HEADER;
 use crate::report::Report;
 use crate::speculation::trail_of;
 use crate::state::{Model, Resolved, StateError, View};
+use crate::subset::Subset;
 use crate::vm::Vm;
+use crate::{DESTINATION_HEADER, DROPPED_HEADER};
 
 /// Lookups of one request at most; 10 to 14 are usual for one depth.
 const MAX_LOOKUPS: u32 = 64;
@@ -22,6 +25,8 @@ pub enum HeadersStep {
     Continue,
     /// Wait for the body.
     WaitForBody(Api),
+    /// The request has its answer.
+    Answered,
 }
 
 /// What to do after a part of the body.
@@ -33,6 +38,35 @@ pub enum BodyStep {
     Decide,
     /// It is longer than we read: let it pass.
     GiveUp,
+    /// The request has its answer.
+    Answered,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It goes on, with or without a decision.
+    GoesOn,
+    /// It has its answer.
+    Answered,
+}
+
+/// Status and reason of a request that no endpoint may serve, by the endpoint picker protocol and llm-d.
+const UNAVAILABLE: u32 = 503;
+const NO_ENDPOINTS: &str = "rejected-no-endpoints";
+
+/// Why a request got no features.
+enum Failure {
+    /// Nothing to decide by, for this reason.
+    Undecided(&'static str),
+    /// None of the endpoints that may serve it is the model's.
+    NoCandidate,
+}
+
+impl From<&'static str> for Failure {
+    fn from(reason: &'static str) -> Self {
+        Self::Undecided(reason)
+    }
 }
 
 /// The filter; one per root context.
@@ -56,23 +90,26 @@ impl Intake {
         end_of_stream: bool,
     ) -> HeadersStep {
         let header = |name| host.request_header(name).ok().flatten();
-        let Some(api) = header(":path").and_then(|path| Api::from_path(&path)) else {
-            return HeadersStep::Continue;
+        let api = header(":path").and_then(|path| Api::from_path(&path));
+        let api = api.filter(|_| {
+            header(":method").as_deref() == Some(b"POST") && header("upgrade").is_none()
+        });
+        let announced = || {
+            header("content-length")
+                .and_then(|value| std::str::from_utf8(&value).ok()?.parse::<usize>().ok())
         };
-        if header(":method").as_deref() != Some(b"POST") || header("upgrade").is_some() {
-            return HeadersStep::Continue;
+        let outcome = match api {
+            None => restrict(host, report).1,
+            Some(_) if end_of_stream => leave(host, report, "body_missing"),
+            Some(_) if announced().is_some_and(|bytes| bytes > self.config.max_body_bytes) => {
+                leave(host, report, "body_too_large")
+            }
+            Some(api) => return HeadersStep::WaitForBody(api),
+        };
+        match outcome {
+            Outcome::GoesOn => HeadersStep::Continue,
+            Outcome::Answered => HeadersStep::Answered,
         }
-        if end_of_stream {
-            report.fell_back(host, "body_missing");
-            return HeadersStep::Continue;
-        }
-        let announced = header("content-length")
-            .and_then(|value| std::str::from_utf8(&value).ok()?.parse::<usize>().ok());
-        if announced.is_some_and(|bytes| bytes > self.config.max_body_bytes) {
-            report.fell_back(host, "body_too_large");
-            return HeadersStep::Continue;
-        }
-        HeadersStep::WaitForBody(api)
     }
 
     /// Never lets the proxy's buffer limit answer: a body beyond our cap goes on at once.
@@ -84,8 +121,10 @@ impl Intake {
         end_of_stream: bool,
     ) -> BodyStep {
         if buffered_bytes > self.config.max_body_bytes {
-            report.fell_back(host, "body_too_large");
-            BodyStep::GiveUp
+            match leave(host, report, "body_too_large") {
+                Outcome::GoesOn => BodyStep::GiveUp,
+                Outcome::Answered => BodyStep::Answered,
+            }
         } else if end_of_stream {
             BodyStep::Decide
         } else {
@@ -94,25 +133,58 @@ impl Intake {
     }
 
     /// Publishes the request's features, or counts why there are none.
-    pub fn decide(&mut self, host: &impl Host, vm: &mut Vm, api: Api, now_ns: u64) {
-        if let Err(reason) = self.publish(host, vm, api, now_ns) {
-            vm.report.fell_back(host, reason);
+    pub fn decide(&mut self, host: &impl Host, vm: &mut Vm, api: Api, now_ns: u64) -> Outcome {
+        let (subset, Outcome::GoesOn) = restrict(host, &mut vm.report) else {
+            return Outcome::Answered;
+        };
+        match self.publish(host, vm, api, subset.as_ref(), now_ns) {
+            Ok(()) => Outcome::GoesOn,
+            Err(Failure::Undecided(reason)) => {
+                vm.report.fell_back(host, reason);
+                Outcome::GoesOn
+            }
+            Err(Failure::NoCandidate) => refuse(host, &mut vm.report, "subset_without_candidate"),
         }
     }
 
     fn publish(
         &mut self,
         host: &impl Host,
-        vm: &Vm,
+        vm: &mut Vm,
         api: Api,
+        subset: Option<&Subset>,
         now_ns: u64,
-    ) -> Result<(), &'static str> {
+    ) -> Result<(), Failure> {
         let max_age_ns = self.config.max_state_age_ms.saturating_mul(1_000_000);
-        self.view.refresh(host, now_ns, max_age_ns).map_err(StateError::reason)?;
-        let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable")?;
-        let request = Request::parse(api, &body).map_err(|err| err.reason())?;
-        let pool = self.pool(host)?;
-        let named = self.view.resolve(&pool, request.model()).map_err(StateError::reason)?;
+        let state = self.view.refresh(host, now_ns, max_age_ns).map_err(StateError::reason);
+        let pools = &self.config.pools;
+        let own = pools.of_route(host).ok_or("unknown_pool");
+        if !own.is_ok_and(|own| pools.goes_by_model(own)) {
+            state?;
+        }
+        let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable");
+        let request = body
+            .as_ref()
+            .map_err(|reason| *reason)
+            .and_then(|body| Request::parse(api, body).map_err(|err| err.reason()));
+        // Before it matters whether there is a state: another pool's engines do not have the model.
+        let model = request.as_ref().ok().and_then(|request| request.model());
+        let pool = match (own, model) {
+            (Ok(own), Some(model)) => Ok(pools.of_model(own, model, self.view.directory())),
+            _ => own,
+        };
+        if pool != own
+            && let Ok(pool) = pool
+        {
+            // Envoy chooses the route again when a module of ABI 0.2.1 has changed request headers,
+            // also while it holds headers and body back. Of a later ABI it would have to be asked.
+            let sent = host.set_request_header(POOL_HEADER, Some(pool));
+            sent.map_err(|_| "header_refused")?;
+            vm.report.rerouted(host);
+        }
+        state?;
+        let (request, pool) = (request?, pool?);
+        let named = self.view.resolve(pool, request.model()).map_err(StateError::reason)?;
         let model = self.view.model(host, named.scope).map_err(StateError::reason)?;
         let loads = self.view.loads(host, named.scope).map_err(StateError::reason)?;
 
@@ -121,7 +193,10 @@ impl Intake {
         let own = vm.row.identity().map(|(_, slot)| slot);
         let fed = (self.view.epoch(), self.view.fed_ns());
         let in_flight = vm.reservations.in_flight(host, own, now_ns, fed);
-        let mut candidates = candidates(&model, &loads, &depths, &matched, &in_flight);
+        let mut candidates = candidates(&model, &loads, &depths, &matched, &in_flight, subset);
+        if subset.is_some() && candidates.is_empty() {
+            return Err(Failure::NoCandidate);
+        }
         if candidates.iter().any(|candidate| candidate.matched.gpu_strides < matched.strides) {
             vm.speculation.consult(host, own, &matched.trail, &mut candidates, now_ns);
         }
@@ -131,14 +206,53 @@ impl Intake {
             candidates,
             request: matched,
             is_cut: false,
+            is_restricted: subset.is_some(),
         };
-        host.set_property(FEATURES_PROPERTY, &features.encode()).map_err(|_| "property_refused")
+        let published = host.set_property(FEATURES_PROPERTY, &features.encode());
+        Ok(published.map_err(|_| "property_refused")?)
     }
+}
 
-    fn pool(&self, host: &impl Host) -> Result<String, &'static str> {
-        let cluster = host.property(&["xds", "cluster_name"]).ok().flatten();
-        let cluster = cluster.and_then(|name| String::from_utf8(name).ok());
-        cluster.filter(|name| self.config.pools.contains(name)).ok_or("unknown_pool")
+/// Lets a request go on without a decision, if any endpoint may serve it.
+fn leave(host: &impl Host, report: &mut Report, reason: &str) -> Outcome {
+    let (_, outcome) = restrict(host, report);
+    if outcome == Outcome::GoesOn {
+        report.fell_back(host, reason);
+    }
+    outcome
+}
+
+/// Reads who may serve the request, and keeps it from others whatever becomes of its decision: the
+/// picker's list takes the place of this one.
+fn restrict(host: &impl Host, report: &mut Report) -> (Option<Subset>, Outcome) {
+    let Ok(subset) = Subset::of_request(host) else {
+        report.mishap(host, "subset_unreadable");
+        return (None, Outcome::GoesOn);
+    };
+    let Some(allowed) = &subset else { return (None, Outcome::GoesOn) };
+    if allowed.is_empty() {
+        return (subset, refuse(host, report, "subset_empty"));
+    }
+    let list = allowed.destinations(host.random_u64());
+    if host.set_request_header(DESTINATION_HEADER, Some(&list)).is_err() {
+        report.mishap(host, "subset_not_kept");
+    }
+    (subset, Outcome::GoesOn)
+}
+
+/// Answers in the place of an endpoint. A host that will not lets the request go on.
+fn refuse(host: &impl Host, report: &mut Report, reason: &str) -> Outcome {
+    let headers = [(DROPPED_HEADER, NO_ENDPOINTS), ("content-type", "text/plain")];
+    let body = format!("no endpoint may serve this request: {reason}\n");
+    match host.respond(UNAVAILABLE, &headers, body.as_bytes()) {
+        Ok(()) => {
+            report.refused(host, reason);
+            Outcome::Answered
+        }
+        Err(_) => {
+            report.mishap(host, "request_not_refused");
+            Outcome::GoesOn
+        }
     }
 }
 
@@ -223,6 +337,7 @@ fn candidates(
     depths: &[(u16, Depths)],
     request: &RequestFeatures,
     in_flight: &[Cell],
+    subset: Option<&Subset>,
 ) -> Vec<Candidate> {
     // The match reaches the prompt's end only if no byte is left behind the last full stride.
     let is_whole = |strides: u32| {
@@ -274,6 +389,7 @@ fn candidates(
         .table
         .endpoints
         .iter()
+        .filter(|endpoint| subset.is_none_or(|subset| subset.allows(&endpoint.address)))
         .map(|endpoint| candidate(endpoint.slot, &endpoint.address))
         .collect()
 }

@@ -10,12 +10,12 @@ use routing::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::DESTINATION_HEADER;
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
 use crate::report::log_scores;
 use crate::reservations::Reservation;
 use crate::vm::Vm;
+use crate::{DESTINATION_HEADER, SERVED_HEADER};
 
 /// Tries to record a pick against other workers; losing all of them costs one stale rank.
 const PICK_TRIES: u32 = 4;
@@ -114,14 +114,25 @@ impl Picker {
         }
     }
 
-    /// A response has begun: the request is where it came from.
-    pub fn answered(&self, host: &impl Host, vm: &mut Vm, reservation: &mut Reservation) {
+    /// A response has begun: the request is where it came from, and the client is told.
+    pub fn answered(&self, host: &impl Host, vm: &mut Vm, reservation: Option<&mut Reservation>) {
+        if reservation.is_none() && !self.config.has_served_header {
+            return;
+        }
         let address = host.property(&["upstream", "address"]).ok().flatten();
         let address = address.and_then(|bytes| String::from_utf8(bytes).ok());
         let Some(address) = address.filter(|address| !address.is_empty()) else { return };
-        if vm.reservations.move_to(reservation, EndpointHash::of(&address)) {
+        if let Some(reservation) = reservation
+            && vm.reservations.move_to(reservation, EndpointHash::of(&address))
+        {
             vm.report.moved(host);
             vm.publish(host, self.config.hash, host.monotonic_ns());
+        }
+        if self.config.has_served_header
+            && is_of_endpoint(host)
+            && host.set_response_header(SERVED_HEADER, &address).is_err()
+        {
+            vm.report.mishap(host, "served_header_refused");
         }
     }
 
@@ -146,7 +157,12 @@ impl Picker {
             vm.report.fell_back(host, "no_target");
             return None;
         };
-        let list: Vec<&str> = targets.iter().map(|target| target.address.as_str()).collect();
+        let mut list: Vec<&str> = targets.iter().map(|target| target.address.as_str()).collect();
+        if features.is_restricted {
+            // After the list the load balancer would choose among all.
+            let attempts = self.config.profile.destinations;
+            list = list.iter().copied().cycle().take(attempts).collect();
+        }
         if host.set_request_header(DESTINATION_HEADER, Some(&list.join(","))).is_err() {
             vm.report.fell_back(host, "header_refused");
             return None;
@@ -179,6 +195,13 @@ impl Picker {
         log_scores(host, || explanation(features, said, decision, &list));
         reservation
     }
+}
+
+/// Whether the answer that is passing is an endpoint's, and not one that the proxy made when the
+/// last endpoint it tried gave none.
+fn is_of_endpoint(host: &impl Host) -> bool {
+    let details = host.property(&["response", "code_details"]).ok().flatten();
+    details.as_deref() == Some(b"via_upstream")
 }
 
 /// Gives each candidate the reliability that its predictions earned. A value that is missing or

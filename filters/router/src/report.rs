@@ -55,6 +55,18 @@ impl Report {
         }
     }
 
+    /// A request was answered here, as no endpoint may serve it.
+    pub fn refused(&mut self, host: &impl Host, reason: &str) {
+        self.counters.add(host, "wasm_epp_requests_refused_", reason, "_total");
+        let fields = || json!({"model": null, "scores": null, "picked": null, "refused": reason});
+        log_scores(host, fields);
+    }
+
+    /// A request went to the pool of its model, which is not that of the route it came by.
+    pub fn rerouted(&mut self, host: &impl Host) {
+        self.counters.add(host, "wasm_epp_requests_rerouted", "", "_total");
+    }
+
     /// A scorer module had no score for a request.
     pub fn scores_absent(&mut self, host: &impl Host, scorer: &str) {
         self.by_scorer.add(host, "wasm_epp_scores_absent_", scorer, "_total");

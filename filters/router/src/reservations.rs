@@ -108,6 +108,17 @@ impl Reservations {
         Published::Failed
     }
 
+    /// The VM ends, after its last request: its row is nobody's.
+    pub fn give_up(&self, host: &impl Host, vm: u64, slot: u8) {
+        let key = Key::Matrix(slot).encode();
+        let Ok(Some((held, cas))) = host.shared(key.as_ref()) else { return };
+        if MatrixRow::decode(&held).is_ok_and(|held| held.vm == vm) {
+            // What is not taken here ends with its beat.
+            let nobody = MatrixRow::default().encode();
+            let _ = host.set_shared(key.as_ref(), &nobody, Expect::Unchanged(cas));
+        }
+    }
+
     /// What all VMs of this gateway have in flight, and the other gateways. `own` is this VM's slot,
     /// whose row is not read; `epoch` the daemon's, `fed_ns` when it last wrote.
     pub fn in_flight(
@@ -160,7 +171,7 @@ impl Reservations {
 }
 
 fn is_alive(row: &MatrixRow, now_ns: u64) -> bool {
-    now_ns.saturating_sub(row.beat_ns) < DEAD_NS
+    row.vm != 0 && now_ns.saturating_sub(row.beat_ns) < DEAD_NS
 }
 
 #[cfg(test)]

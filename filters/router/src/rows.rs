@@ -53,6 +53,20 @@ impl Row {
         self.is_lost = false;
     }
 
+    /// The VM ends: its row is nobody's, so that it is not taken for that of one that died.
+    pub fn give_up(&mut self, host: &impl Host) {
+        let Self { vm, slot, .. } = std::mem::take(self);
+        let Some(slot) = slot else { return };
+        let key = Key::Row(slot).encode();
+        let Ok(Some((value, cas))) = host.shared(key.as_ref()) else { return };
+        if WorkerRow::decode(&value).is_ok_and(|held| held.vm == vm) {
+            // If another VM takes the row meanwhile, or the host does not take it, it is theirs or
+            // stale: nothing to be done here.
+            let nobody = WorkerRow::default().encode();
+            let _ = host.set_shared(key.as_ref(), &nobody, Expect::Unchanged(cas));
+        }
+    }
+
     /// The next beat writes the row, however fresh it is.
     pub fn is_due(&mut self) {
         self.written_ns = None;
@@ -75,6 +89,7 @@ impl Row {
             Ok(Some((value, cas))) => match WorkerRow::decode(&value) {
                 Ok(held)
                     if held.vm != self.vm
+                        && held.vm != 0
                         && row.beat_ns.saturating_sub(held.beat_ns) < ABANDONED_NS =>
                 {
                     return false;
@@ -124,6 +139,31 @@ mod tests {
         // b was only idle: it finds its row taken and takes a new one.
         b.beat(&host, 4_200_000_000, 0, &picked(2));
         assert_eq!(held(&host), [1, 3, 2]);
+    }
+
+    #[test]
+    fn a_row_that_was_given_up_is_nobodys_and_taken_at_once() {
+        let host = MemoryHost::default();
+        let (mut a, mut b, mut c) = (Row::default(), Row::default(), Row::default());
+        a.beat(&host, 1_000, 0, &picked(1));
+        b.beat(&host, 2_000, 0, &picked(1));
+        a.give_up(&host);
+        assert_eq!((held(&host), a.identity()), (vec![0, 2], None));
+        c.beat(&host, 3_000, 0, &picked(1));
+        assert_eq!(held(&host), [3, 2]);
+        // It serves after all: as another, and elsewhere.
+        a.beat(&host, 4_000, 0, &picked(1));
+        assert_eq!(held(&host), [3, 2, 4]);
+        // A row that another has taken is not given up with one's own.
+        let mut late = Row::default();
+        late.beat(&host, 5_000, 0, &picked(1));
+        b.beat(&host, 4_000_000_000, 0, &picked(2));
+        c.beat(&host, 4_000_000_000, 0, &picked(2));
+        a.beat(&host, 4_000_000_000, 0, &picked(2));
+        Row::default().beat(&host, 4_000_000_000, 0, &picked(1));
+        assert_eq!(held(&host), [3, 2, 4, 6]);
+        late.give_up(&host);
+        assert_eq!(held(&host), [3, 2, 4, 6]);
     }
 
     #[test]

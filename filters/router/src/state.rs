@@ -110,6 +110,11 @@ impl View {
         Ok(())
     }
 
+    /// What the last readable directory said, of however long ago.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
     fn active(&self) -> u64 {
         self.tag.map_or(0, |(_, _, active, _)| active)
     }

@@ -9,11 +9,19 @@ use prompt::Api;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
-use crate::{BodyStep, HeadersStep, Intake, IntakeConfig, Picker, PickerConfig, Reservation, Vm};
+use crate::{
+    BodyStep, HeadersStep, Intake, IntakeConfig, Outcome, Picker, PickerConfig, Reservation, Vm,
+};
 
+#[cfg(feature = "module")]
 proxy_wasm::main! {{
-    proxy_wasm::set_root_context(|_| Box::new(Root { filter: Filter::Unset }));
+    proxy_wasm::set_root_context(|_| root_context());
 }}
+
+/// What the module answers the proxy's callbacks with.
+pub fn root_context() -> Box<dyn RootContext> {
+    Box::new(Root { filter: Filter::Unset })
+}
 
 /// A VM that gets no requests says this often that it lives.
 const TICK_MS: u32 = 1000;
@@ -41,7 +49,15 @@ struct Root {
     filter: Filter,
 }
 
-impl Context for Root {}
+impl Context for Root {
+    // A configuration is replaced, and its last stream has ended.
+    fn on_done(&mut self) -> bool {
+        if let Filter::Picker(_) = std::mem::replace(&mut self.filter, Filter::Unset) {
+            with_vm(|vm| vm.picker_ended(&ProxyHost));
+        }
+        true
+    }
+}
 
 impl Root {
     fn configure(&mut self) -> Result<(), String> {
@@ -60,7 +76,9 @@ impl Root {
                 if ProxyHost.set_tick_period_ms(TICK_MS).is_err() {
                     ProxyHost.log(Level::Warn, "the proxy withholds ticks");
                 }
-                Filter::Picker(Rc::new(Picker::new(config)))
+                let picker = Picker::new(config);
+                with_vm(|vm| vm.picker_began(picker.config_hash()));
+                Filter::Picker(Rc::new(picker))
             }
             other => {
                 let other = String::from_utf8_lossy(other);
@@ -105,9 +123,11 @@ impl RootContext for Root {
 
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
         Some(match &self.filter {
-            Filter::Intake(intake) => {
-                Box::new(IntakeStream { intake: Rc::clone(intake), waits: None })
-            }
+            Filter::Intake(intake) => Box::new(IntakeStream {
+                intake: Rc::clone(intake),
+                waits: None,
+                is_answered: false,
+            }),
             Filter::Picker(picker) => {
                 Box::new(PickerStream { picker: Rc::clone(picker), reservation: None })
             }
@@ -123,14 +143,27 @@ impl HttpContext for Bystander {}
 struct IntakeStream {
     intake: Rc<RefCell<Intake>>,
     waits: Option<Api>,
+    /// An answer is under way: nothing of the request may go on.
+    is_answered: bool,
 }
 
 impl IntakeStream {
     fn decide(&mut self) -> Action {
+        let mut outcome = Outcome::GoesOn;
         if let (Some(api), Ok(mut intake)) = (self.waits.take(), self.intake.try_borrow_mut()) {
-            with_vm(|vm| intake.decide(&ProxyHost, vm, api, ProxyHost.monotonic_ns()));
+            let now_ns = ProxyHost.monotonic_ns();
+            with_vm(|vm| outcome = intake.decide(&ProxyHost, vm, api, now_ns));
         }
-        Action::Continue
+        match outcome {
+            Outcome::GoesOn => Action::Continue,
+            Outcome::Answered => self.answered(),
+        }
+    }
+
+    fn answered(&mut self) -> Action {
+        self.waits = None;
+        self.is_answered = true;
+        Action::Pause
     }
 }
 
@@ -145,13 +178,18 @@ impl HttpContext for IntakeStream {
         match step {
             HeadersStep::Continue => Action::Continue,
             HeadersStep::WaitForBody(api) => {
+                with_vm(|vm| vm.serves(&ProxyHost));
                 self.waits = Some(api);
                 Action::Pause
             }
+            HeadersStep::Answered => self.answered(),
         }
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        if self.is_answered {
+            return Action::Pause;
+        }
         if self.waits.is_none() {
             return Action::Continue;
         }
@@ -162,6 +200,7 @@ impl HttpContext for IntakeStream {
         match step {
             BodyStep::Wait => Action::Pause,
             BodyStep::Decide => self.decide(),
+            BodyStep::Answered => self.answered(),
             BodyStep::GiveUp => {
                 self.waits = None;
                 Action::Continue
@@ -171,7 +210,7 @@ impl HttpContext for IntakeStream {
 
     // With trailers end of stream is never true in a body callback.
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
-        self.decide()
+        if self.is_answered { Action::Pause } else { self.decide() }
     }
 }
 
@@ -193,9 +232,8 @@ impl HttpContext for PickerStream {
     // Called once per response, also for one that the proxy makes itself. Not so its body's callback,
     // which would be called per streamed chunk.
     fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
-        if let Some(reservation) = &mut self.reservation {
-            with_vm(|vm| self.picker.answered(&ProxyHost, vm, reservation));
-        }
+        let Self { picker, reservation } = self;
+        with_vm(|vm| picker.answered(&ProxyHost, vm, reservation.as_mut()));
         Action::Continue
     }
 

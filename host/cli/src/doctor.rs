@@ -4,6 +4,7 @@
 //! what the configuration hopes for.
 
 mod judge;
+mod vms;
 
 use std::time::Duration;
 

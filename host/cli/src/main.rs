@@ -27,6 +27,8 @@ enum Command {
     Serve(Serve),
     /// Say whether precise routing is active, asking a running daemon
     Doctor(Doctor),
+    /// Revive dead VMs of a running gateway: give the filters of one VM another configuration
+    Revive(Revive),
     /// Write a project for a scorer module that builds, tests and loads as it is
     NewScorer(NewScorer),
     /// Run an engine without a model: its API, KV events and metrics
@@ -73,6 +75,15 @@ struct Doctor {
     /// One JSON object on the last line
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct Revive {
+    /// Folder that `render --out` wrote for the gateway
+    #[arg(long, value_name = "DIR")]
+    resources: PathBuf,
+    /// Which VM: router, or scorer-NAME
+    filter: String,
 }
 
 #[derive(Args)]
@@ -131,6 +142,12 @@ fn run(command: Command) -> anyhow::Result<()> {
                 println!("{}", report.json());
             }
             anyhow::ensure!(report.is_well(), "precise routing is not active everywhere");
+            Ok(())
+        }
+        Command::Revive(Revive { resources, filter }) => {
+            for file in render::revive(&resources, &filter)? {
+                println!("wrote {}", file.display());
+            }
             Ok(())
         }
         Command::NewScorer(NewScorer { name, path, sdk }) => {

@@ -207,6 +207,59 @@ fn envoy_serves_when_the_router_module_refuses_its_configuration() {
     serves_without_the_router(Rendering::of(Configure::Refuse), |_| {});
 }
 
+#[test]
+fn a_further_pool_has_a_route_by_model_and_one_by_its_path_if_it_has_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write_config(folder.path(), echo_engine(), &guest(Configure::Accept), 2);
+    let text = fs::read_to_string(&file).expect("written");
+    let third = "- name: pool-c
+  models: [{name: third, aliases: [c], adapters: [lora], folder: tiny}]
+  endpoints: [{address: '127.0.0.1:9'}]
+routing: {servedHeader: false, ";
+    let text = text.replace("routing: {", third) + "meter: {share: 0.5}\n";
+    fs::write(&file, text).expect("written");
+    fs::write(folder.path().join("modules/meter.wasm"), guest(Configure::Accept)).expect("written");
+    let config = config::load(&file).expect("a good configuration");
+    let rendered = render::envoy(&config, &folder.path().join("out")).expect("rendered");
+    let read = |name: &str| fs::read_to_string(rendered.dir.join(name)).expect("rendered");
+
+    let envoy: serde_json::Value = serde_saphyr::from_str(&read("envoy.yaml")).expect("YAML");
+    let manager = &envoy["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
+    let hosts = &manager["typed_config"]["route_config"]["virtual_hosts"];
+    let routes = hosts[0]["routes"].as_array().expect("routes");
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
+    let seen: Vec<_> = routes
+        .iter()
+        .map(|route| {
+            let header = &route["match"]["headers"][0];
+            let is_rewritten = route["route"]["prefix_rewrite"] == "/";
+            let way = (text(&route["match"]["prefix"]), is_rewritten);
+            let by = (text(&header["name"]), text(&header["string_match"]["exact"]));
+            (text(&route["name"]), text(&route["route"]["cluster"]), way, by)
+        })
+        .collect();
+    let expected = |name: &str, pool: &str, prefix: &str, by_model: bool| {
+        let by = if by_model { ("x-wasm-epp-pool", pool) } else { ("-", "-") };
+        ["-metered", ""].map(|end| {
+            let way = (prefix.to_owned(), prefix != "/");
+            (format!("{name}{end}"), pool.to_owned(), way, (by.0.to_owned(), by.1.to_owned()))
+        })
+    };
+    let expected = [
+        expected("pool-b", "pool-b", "/pool-b/", false),
+        expected("pool-b-by-model", "pool-b", "/", true),
+        expected("pool-c-by-model", "pool-c", "/", true),
+        expected("pool-a", "pool-a", "/", false),
+    ];
+    assert_eq!(seen, expected.concat());
+
+    let intake = read("ecds/intake.yaml");
+    assert!(intake.contains(r#"\"byModel\":\"pool-a\""#), "{intake}");
+    let names = r#"\"models\":[{\"adapters\":[\"lora\"],\"aliases\":[\"c\"],\"name\":\"third\"}]"#;
+    assert!(intake.contains(names), "{intake}");
+    assert!(!read("ecds/picker.yaml").contains("servedHeader"));
+}
+
 /// A folder with a configuration whose meter takes this share of the requests.
 fn metered(share: f64, meter: Option<&[u8]>) -> (TempDir, Result<Rendered, RenderError>) {
     let folder = tempfile::tempdir().expect("a folder");

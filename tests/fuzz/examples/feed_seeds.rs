@@ -58,6 +58,7 @@ fn main() -> std::io::Result<()> {
         request: RequestFeatures { model: "m".into(), strides: 9, ..RequestFeatures::default() },
         candidates: (0..3).map(candidate).collect(),
         is_cut: false,
+        is_restricted: true,
     };
     write("features", features.encode())?;
 

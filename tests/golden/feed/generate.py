@@ -95,7 +95,7 @@ def stride(fingerprint, tokens, gpu, offloaded, resumes):
 
 bucket = record("B", u64(EPOCH), stride(0xDEADBEEF, 15, [0, 3], [200], []), stride(1, 70000, [1], [], [(1, 512)]))
 features = record(
-    "F", u64(EPOCH), u16(2), u8(0), text("m"), text("sql"), u32(1000), u32(15), u32(250), text(""),
+    "F", u64(EPOCH), u16(2), u8(2), text("m"), text("sql"), u32(1000), u32(15), u32(250), text(""),
     keys([0xDEADBEEF, 7]), u16(1),
     u16(3), text("10.0.0.1:8000"), load_known, u32(4), u32(64), u32(6), u32(96), u32(4),
     u32(8), u32(3), u64(4096),

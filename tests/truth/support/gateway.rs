@@ -121,7 +121,7 @@ impl Gateway {
         let body = serde_json::json!({"model": "tiny", "prompt": prompt}).to_string();
         host.body.replace(body.into_bytes());
         host.properties.borrow_mut().insert("xds/cluster_name".into(), b"pool".to_vec());
-        let config = br#"{"maxBodyBytes":1000000,"maxStateAgeMs":5000,"pools":["pool"]}"#;
+        let config = br#"{"maxBodyBytes":1000000,"maxStateAgeMs":5000,"pools":[{"name":"pool"}]}"#;
         let mut intake = Intake::new(IntakeConfig::parse(config).unwrap());
         let now_ns = self.started.elapsed().as_nanos() as u64;
         intake.decide(host, &mut Vm::default(), Api::Completions, now_ns);

@@ -13,6 +13,10 @@ use routing::SourceState;
 use super::*;
 use crate::{DESTINATION_HEADER, Picker, PickerConfig};
 
+mod in_flight;
+mod pools;
+mod subset;
+
 const SEED: Seed = Seed([9; 64]);
 const BUCKETS: u32 = 16;
 const TEXT: &str = "abcdefgh";
@@ -33,7 +37,7 @@ impl Gateway {
         let host = MemoryHost::default();
         host.properties.borrow_mut().insert("xds/cluster_name".into(), b"pool".to_vec());
         host.headers.borrow_mut().insert("x-request-id".into(), b"id-1".to_vec());
-        let intake = r#"{"maxBodyBytes":4096,"maxStateAgeMs":1000,"pools":["pool"]}"#;
+        let intake = r#"{"maxBodyBytes":4096,"maxStateAgeMs":1000,"pools":[{"name":"pool"}]}"#;
         let picker = r#"{"destinations":2,"scorers":[{"type":"prefix-cache","weight":3},{"type":"queue","weight":2}]}"#;
         let mut gateway = Self {
             host,
@@ -128,15 +132,22 @@ impl Gateway {
             headers.remove(DESTINATION_HEADER);
         }
         *self.host.body.borrow_mut() = body.as_bytes().to_vec();
-        if let HeadersStep::WaitForBody(api) =
-            self.intake.on_headers(&self.host, &mut self.vm.report, body.is_empty())
-            && self.intake.on_body(&self.host, &mut self.vm.report, body.len(), true)
-                == BodyStep::Decide
-        {
-            let now = self.host.now_ns.get();
-            self.intake.decide(&self.host, &mut self.vm, api, now);
-        }
         let now = self.host.now_ns.get();
+        let (host, report) = (&self.host, &mut self.vm.report);
+        let outcome = match self.intake.on_headers(host, report, body.is_empty()) {
+            HeadersStep::WaitForBody(api) => {
+                match self.intake.on_body(host, report, body.len(), true) {
+                    BodyStep::Decide => self.intake.decide(host, &mut self.vm, api, now),
+                    BodyStep::Answered => Outcome::Answered,
+                    BodyStep::GiveUp | BodyStep::Wait => Outcome::GoesOn,
+                }
+            }
+            HeadersStep::Continue => Outcome::GoesOn,
+            HeadersStep::Answered => Outcome::Answered,
+        };
+        if outcome == Outcome::Answered {
+            return None;
+        }
         if let Some(reservation) = self.picker.pick(&self.host, &mut self.vm, 1, now) {
             match self.keep {
                 true => self.kept.push(reservation),
@@ -442,58 +453,4 @@ fn a_picker_survives_what_it_cannot_read() {
     assert!(gateway.host.properties.borrow()[FEATURES_PROPERTY].is_empty());
     assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).is_none());
     assert_eq!(gateway.counter("wasm_epp_requests_fallback_features_malformed_total"), 1);
-}
-
-#[test]
-fn what_is_in_flight_is_weighed_at_the_next_decision_and_moves_to_who_serves() {
-    let mut gateway = Gateway::new();
-    let first = |list: &str| list.split(',').next().unwrap().to_owned();
-    gateway.keep = true;
-    let list = gateway.complete("short").unwrap();
-    let (a, b) = (first(&list), list.split(',').nth(1).unwrap().to_owned());
-    let mut open = gateway.kept.pop().unwrap();
-    let sent = |gateway: &mut Gateway| {
-        gateway.complete("another").unwrap();
-        gateway.line()["in_flight"].clone()
-    };
-    gateway.keep = false;
-    assert_eq!(sent(&mut gateway), serde_json::json!({a.as_str(): 1}));
-    assert_eq!(gateway.line()["totals"][&a], 0.0, "one is in flight that it has not reported");
-    gateway.host.properties.borrow_mut().insert("upstream/address".into(), b.clone().into_bytes());
-    gateway.picker.answered(&gateway.host, &mut gateway.vm, &mut open);
-    assert_eq!(sent(&mut gateway), serde_json::json!({b.as_str(): 1}));
-    assert_eq!(gateway.counter("wasm_epp_requests_moved_total"), 1);
-    gateway.picker.ended(&gateway.host, &mut gateway.vm, open);
-    assert_eq!(sent(&mut gateway), serde_json::json!({}));
-}
-
-#[test]
-fn a_burst_with_a_new_prefix_stays_together_until_the_prefix_is_old() {
-    let mut gateway = Gateway::new();
-    let question = |i: usize| format!("{}{i:>64}", text(2048));
-    let first = |list: Option<String>| list.unwrap().split(',').next().unwrap().to_owned();
-    let place = first(gateway.complete(&question(0)));
-    for i in 1..9 {
-        assert_eq!(first(gateway.complete(&question(i))), place);
-        assert_eq!(gateway.line()["speculative"], serde_json::json!({place.as_str(): 32}));
-        assert!(gateway.line()["scores"].is_null(), "nobody is known to hold it");
-    }
-    gateway.host.now_ns.set(2_000_000_000);
-    gateway.head(Head {
-        instance: 1,
-        epoch: 8,
-        is_complete: true,
-        stamp_ns: 2_000_000_000,
-        ..Head::default()
-    });
-    gateway.complete(&question(9));
-    assert_eq!(gateway.line()["speculative"], serde_json::json!({}));
-}
-
-#[test]
-fn the_row_tells_of_the_first_request_at_once() {
-    let mut gateway = Gateway::new();
-    gateway.complete("short");
-    let row = gateway.host.shared(Key::Row(0).encode().as_ref()).unwrap().unwrap().0;
-    assert_eq!(feed::WorkerRow::decode(&row).unwrap().picked, 1);
 }

@@ -35,6 +35,7 @@ fn features() -> Features {
         request: RequestFeatures { prompt_bytes: 650, strides: 10, ..RequestFeatures::default() },
         candidates: vec![candidate(4, "a", 8), candidate(7, "b", 6), mute, away],
         is_cut: false,
+        is_restricted: false,
     }
 }
 
@@ -98,12 +99,15 @@ fn without_a_meter_nothing_is_told_and_nothing_looked_up() {
     measured(&host, 8, 10);
     let (line, prediction) = pick(&host, false, &features());
     assert_eq!(prediction, None);
-    assert_eq!(line["picked"][0], "a");
+    assert_eq!(line["picked"][0].as_str(), Some("a"));
     assert!(line["prefix_weight_lowered"].is_null());
-    let with_meter = MemoryHost::default();
-    measured(&with_meter, 8, 10);
-    pick(&with_meter, true, &features());
-    assert_eq!(host.gets.get() + 1, with_meter.gets.get(), "the accuracies are one get");
+    // The accuracies are one value.
+    let gets = |has_meter| {
+        let host = MemoryHost::default();
+        pick(&host, has_meter, &features());
+        host.gets.get()
+    };
+    assert_eq!(gets(true), gets(false) + 1);
 }
 
 #[test]
@@ -129,4 +133,30 @@ fn wrong_predictions_count_against_their_endpoint_and_show() {
     assert!(pick(&host, true, &features()).0["prefix_weight_lowered"].is_null());
     host.set_shared(Key::Accuracy(3).encode().as_ref(), b"junk", Expect::Anything).unwrap();
     assert!(pick(&host, true, &features()).0["prefix_weight_lowered"].is_null());
+}
+
+#[test]
+fn an_answer_names_the_endpoint_that_gave_it() {
+    let check = |served_header: bool, properties: &[(&str, &str)], expected: Option<&str>| {
+        let config =
+            format!(r#"{{"destinations":3,"scorers":{SCORERS},"servedHeader":{served_header}}}"#);
+        let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
+        let host = MemoryHost::default();
+        for (name, value) in properties {
+            host.properties.borrow_mut().insert((*name).into(), value.as_bytes().to_vec());
+        }
+        // Also of a request that nothing was decided for.
+        picker.answered(&host, &mut Vm::default(), None);
+        let headers = host.response_headers.borrow();
+        let named = headers.get(SERVED_HEADER).map(|value| std::str::from_utf8(value).unwrap());
+        assert_eq!(named, expected, "{served_header} {properties:?}");
+    };
+    let (address, details) = (("upstream/address", "[::1]:8000"), "response/code_details");
+    check(true, &[address, (details, "via_upstream")], Some("[::1]:8000"));
+    check(false, &[address, (details, "via_upstream")], None);
+    // The proxy's own answer, after the last attempt failed.
+    check(true, &[address, (details, "upstream_reset_before_response_started")], None);
+    check(true, &[address], None);
+    check(true, &[(details, "via_upstream")], None);
+    check(true, &[("upstream/address", ""), (details, "via_upstream")], None);
 }

@@ -1,6 +1,6 @@
 //! From the file as written to a checked [`Config`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,10 +24,13 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     let metrics = raw.metrics.unwrap_or_default();
     let gateways = match raw.gateways {
         Some(list) => gateways(list, base)?,
-        None => vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone() }],
+        None => {
+            vec![Gateway { name: "gw-0".to_owned(), feed: envoy.feed.clone(), resources: None }]
+        }
     };
-    let warnings = warnings(&gateways, &envoy.feed);
     let pools = pools(raw.pools, base)?;
+    let mut warnings = warnings(&gateways, &envoy.feed);
+    warnings.extend(names_never_asked(&pools));
     if raw.kv_events_listen.is_none() {
         replays_have_events(&pools)?;
     }
@@ -94,7 +97,11 @@ fn gateways(list: Vec<RawGateway>, base: &Path) -> Result<Vec<Gateway>, Refused>
             return Err(Refused::new(format!("{key}.feed"), raw.feed, "each feed once"));
         }
         feeds.push(feed.clone());
-        gateways.push(Gateway { name, feed });
+        let resources = raw
+            .resources
+            .map(|text| Ok(address::resolve(base, &filled(&format!("{key}.resources"), text)?)))
+            .transpose()?;
+        gateways.push(Gateway { name, feed, resources });
     }
     Ok(gateways)
 }
@@ -104,6 +111,28 @@ fn warnings(gateways: &[Gateway], feed: &FeedAddress) -> Vec<String> {
         return Vec::new();
     }
     vec![format!("envoy.feed is {feed}, to which no entry of gateways posts")]
+}
+
+/// Names of a pool that only requests' models lead to, and that an earlier pool has too.
+fn names_never_asked(pools: &[Pool]) -> Vec<String> {
+    let names = |pool: &Pool| -> Vec<String> {
+        let of = |model: &Model| [vec![model.name.clone()], model.aliases.clone()].concat();
+        pool.models.iter().flat_map(|model| [of(model), model.adapters.clone()].concat()).collect()
+    };
+    let mut first = HashMap::new();
+    let mut warnings = Vec::new();
+    for (i, pool) in pools.iter().enumerate() {
+        for name in names(pool) {
+            let owner = first.entry(name.clone()).or_insert(&pool.name);
+            if *owner != &pool.name && pool.route_prefix.is_none() {
+                warnings.push(format!(
+                    "pools[{i}] is never asked for {name:?}, which the earlier pool {owner} has \
+                     too; a routePrefix would lead to it"
+                ));
+            }
+        }
+    }
+    warnings
 }
 
 fn pools(list: Vec<RawPool>, base: &Path) -> Result<Vec<Pool>, Refused> {
@@ -118,20 +147,12 @@ fn pools(list: Vec<RawPool>, base: &Path) -> Result<Vec<Pool>, Refused> {
         unique(&format!("{key}.name"), &pool.name, &mut names)?;
         let prefix_key = format!("{key}.routePrefix");
         match (i, &pool.route_prefix) {
+            (_, None) => {}
             (0, Some(prefix)) => {
                 let expected = "nothing: the first pool serves every path that no other pool has";
                 return Err(Refused::new(prefix_key, prefix, expected));
             }
-            (0, None) => {}
             (_, Some(prefix)) => unique(&prefix_key, prefix, &mut prefixes)?,
-            (_, None) => {
-                let expected = "a path like \"/pool-b\" for every pool but the first";
-                return Err(Refused {
-                    key: prefix_key,
-                    value: "nothing".into(),
-                    expected: expected.into(),
-                });
-            }
         }
         pools.push(pool);
     }
@@ -345,6 +366,7 @@ fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> {
             BUFFER_LIMIT_BYTES as i64 - 1,
         )?,
         retries: within("routing.retries", raw.retries, 0, 10)?,
+        has_served_header: raw.served_header,
     })
 }
 

@@ -35,7 +35,8 @@ pub struct Config {
     pub kv_events_listen: Option<String>,
     /// The gateways the daemon pushes to; at least one.
     pub gateways: Vec<Gateway>,
-    /// The pools; at least one, names unique. Requests without another route go to the first.
+    /// The pools; at least one, names unique. Requests on no pool's own path go to the first pool,
+    /// or to the first that serves their model if it does not.
     pub pools: Vec<Pool>,
     /// How engines are watched.
     pub metrics: Metrics,
@@ -58,6 +59,8 @@ pub struct Gateway {
     pub name: String,
     /// Where the daemon posts.
     pub feed: FeedAddress,
+    /// The folder that `render --out` wrote for it, where that is on this machine.
+    pub resources: Option<PathBuf>,
 }
 
 /// Endpoints that share routing state; also a cluster of Envoy of the same name.
@@ -69,8 +72,8 @@ pub struct Pool {
     pub models: Vec<Model>,
     /// The engines; at least one, addresses unique within the pool.
     pub endpoints: Vec<Endpoint>,
-    /// Path prefix by which requests reach the pool, without a final slash. `None` for the first
-    /// pool only.
+    /// Path prefix whose requests go to the pool whatever their model, without a final slash. The
+    /// first pool has none: it has the paths that are no other pool's.
     pub route_prefix: Option<String>,
 }
 
@@ -185,6 +188,8 @@ pub struct Routing {
     pub max_body_bytes: u64,
     /// Further attempts after a failed one.
     pub retries: u32,
+    /// Whether answers name the endpoint they are from, in a header.
+    pub has_served_header: bool,
 }
 
 /// A scorer and its weight.

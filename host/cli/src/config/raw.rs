@@ -30,6 +30,7 @@ pub(super) struct Raw {
 pub(super) struct RawGateway {
     pub(super) name: String,
     pub(super) feed: String,
+    pub(super) resources: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,6 +102,7 @@ pub(super) struct RawRouting {
     pub(super) max_body_bytes: i64,
     pub(super) retries: i64,
     pub(super) module_places: i64,
+    pub(super) served_header: bool,
 }
 
 impl Default for RawRouting {
@@ -120,6 +122,7 @@ impl Default for RawRouting {
             max_body_bytes: 15_728_640,
             retries: 2,
             module_places: 4,
+            served_header: true,
         }
     }
 }

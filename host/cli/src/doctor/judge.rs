@@ -260,6 +260,7 @@ fn gateway(value: &Value) -> Finding {
     if let Some(ms) = ack.filter(|ms| *ms > ACK_AGE_MS && state == "live") {
         problems.push(format!("it has not acked for {ms} ms"));
     }
+    super::vms::judge(value, &mut problems, &mut remarks);
     let rows: Vec<Of<'_>> = value["rows"].as_array().into_iter().flatten().map(Of).collect();
     let mut builds: Vec<String> = rows
         .iter()

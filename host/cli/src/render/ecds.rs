@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::ModulePaths;
 use super::files::content_hash;
-use crate::config::{Config, MODULE_TYPE};
+use crate::config::{Config, MODULE_TYPE, Model, Pool};
 
 /// Router and feeder share it: shared data is kept per `vm_id`. A scorer module has one of its own,
 /// so that one that dies takes no other with it.
@@ -31,6 +31,8 @@ const ROUTER_CAPABILITIES: &[&str] = &[
     "proxy_record_metric",
     "proxy_remove_header_map_value",
     "proxy_replace_header_map_value",
+    // For a request that no endpoint may serve.
+    "proxy_send_local_response",
     "proxy_set_property",
     "proxy_set_shared_data",
     "proxy_set_tick_period_milliseconds",
@@ -126,7 +128,6 @@ pub(super) fn place(number: usize) -> String {
 /// The filters by name: intake and picker share one VM per worker, as vm_config is equal. A place
 /// without a scorer holds a filter that does nothing.
 pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Value)> {
-    let pools: Vec<&str> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
     let built_in = config.routing.scorers.iter();
     let built_in = built_in.map(|scorer| json!({"type": scorer.kind, "weight": scorer.weight}));
     let own = config.routing.modules.iter().map(|scorer| {
@@ -135,17 +136,16 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
             "shadow": scorer.is_shadow,
         })
     });
-    let intake = json!({
-        "maxBodyBytes": config.routing.max_body_bytes,
-        "maxStateAgeMs": config.routing.max_state_age_ms,
-        "pools": pools,
-    });
+    let intake = intake(config);
     let mut picker = json!({
         "destinations": config.routing.retries + 1,
         "scorers": built_in.chain(own).collect::<Vec<_>>(),
     });
     if config.meter.is_some() {
         picker["meter"] = json!(true);
+    }
+    if config.routing.has_served_header {
+        picker["servedHeader"] = json!(true);
     }
     // fail_open is deprecated in favour of failure_policy and is not the same: only it lets the
     // streams of a dead VM live. The two exclude each other.
@@ -207,6 +207,29 @@ fn revision(file: &Path, configuration: &Value) -> u32 {
     let digits = content_hash(text.as_bytes());
     // Hex digits by construction; 0 is for modules that do not tell.
     u32::from_str_radix(&digits[..8], 16).unwrap_or(1).max(1)
+}
+
+/// Configuration of intake. Where there are several pools it also says which models they have, as a
+/// request must reach them without a daemon too.
+fn intake(config: &Config) -> Value {
+    let model = |model: &Model| json!({"name": model.name, "aliases": model.aliases, "adapters": model.adapters});
+    let is_one_of_several = config.pools.len() > 1;
+    let pool = |pool: &Pool| {
+        let mut value = json!({"name": pool.name});
+        if is_one_of_several {
+            value["models"] = pool.models.iter().map(model).collect();
+        }
+        value
+    };
+    let mut intake = json!({
+        "maxBodyBytes": config.routing.max_body_bytes,
+        "maxStateAgeMs": config.routing.max_state_age_ms,
+        "pools": config.pools.iter().map(pool).collect::<Vec<_>>(),
+    });
+    if let [first, _, ..] = config.pools.as_slice() {
+        intake["byModel"] = json!(first.name);
+    }
+    intake
 }
 
 /// The discovery response that holds one filter. Its version is the hash of its content.

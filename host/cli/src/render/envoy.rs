@@ -21,9 +21,13 @@ const CIRCUIT_BREAKER: u64 = 1_000_000;
 /// The header that carries the picked endpoints to the load balancer.
 const DESTINATION: &str = "x-gateway-destination-endpoint";
 
-/// Headers by which a client could choose an engine, or be told apart from the gateway.
-const CLIENT_MAY_NOT_SEND: [&str; 4] = [
+/// The header by which intake chooses the route of a pool.
+const POOL: &str = "x-wasm-epp-pool";
+
+/// Headers by which a client could choose an engine or a pool, or be told apart from the gateway.
+const CLIENT_MAY_NOT_SEND: [&str; 5] = [
     DESTINATION,
+    POOL,
     "x-gateway-destination-endpoint-served",
     "x-gateway-destination-endpoint-subset",
     "x-prefiller-host-port",
@@ -118,17 +122,32 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
     })
 }
 
-/// Longest prefix first, so that `/a/b` is not taken by `/a`; the first pool has no prefix and
-/// comes last.
+/// Paths of a pool's own first, the longest prefix before others, so that `/a/b` is not taken by
+/// `/a`. Then the routes that intake chooses by a request's model. The rest is the first pool's.
 fn routes(config: &Config) -> Vec<Value> {
-    let mut pools: Vec<&Pool> = config.pools.iter().collect();
-    pools.sort_by_key(|pool| std::cmp::Reverse(pool.route_prefix.as_deref().map_or(0, str::len)));
-    let route = |pool| {
-        let route = route(pool, config.routing.retries);
+    let retries = config.routing.retries;
+    let mut prefixed: Vec<(&Pool, &str)> = config
+        .pools
+        .iter()
+        .filter_map(|pool| Some((pool, pool.route_prefix.as_deref()?)))
+        .collect();
+    prefixed.sort_by_key(|(_, prefix)| std::cmp::Reverse(prefix.len()));
+    let prefixed = prefixed.into_iter().map(|(pool, prefix)| {
+        let mut route = route(pool, &pool.name, &format!("{prefix}/"), retries);
+        route["route"]["prefix_rewrite"] = json!("/");
+        route
+    });
+    let by_model = config.pools.iter().skip(1).map(|pool| {
+        let mut route = route(pool, &format!("{}-by-model", pool.name), "/", retries);
+        route["match"]["headers"] = json!([{"name": POOL, "string_match": {"exact": pool.name}}]);
+        route
+    });
+    let rest = config.pools.iter().take(1).map(|pool| route(pool, &pool.name, "/", retries));
+    let with_twin = |route: Value| {
         let metered = config.meter.map(|meter| metered(&route, meter));
         metered.into_iter().chain([route])
     };
-    pools.into_iter().flat_map(route).collect()
+    prefixed.chain(by_model).chain(rest).flat_map(with_twin).collect()
 }
 
 /// The twin of a route that takes its share of the requests and meters them. The share can be
@@ -159,8 +178,8 @@ fn enabled() -> Value {
     })
 }
 
-fn route(pool: &Pool, retries: u32) -> Value {
-    let mut action = json!({
+fn route(pool: &Pool, name: &str, prefix: &str, retries: u32) -> Value {
+    let action = json!({
         "cluster": pool.name,
         // A stream of tokens has no length: only silence ends it.
         "timeout": "0s",
@@ -180,16 +199,9 @@ fn route(pool: &Pool, retries: u32) -> Value {
             "host_selection_retry_max_attempts": 5,
         },
     });
-    let path = match &pool.route_prefix {
-        None => "/".to_owned(),
-        Some(prefix) => {
-            action["prefix_rewrite"] = json!("/");
-            format!("{prefix}/")
-        }
-    };
     json!({
-        "name": pool.name,
-        "match": {"prefix": path},
+        "name": name,
+        "match": {"prefix": prefix},
         // Room for the whole body while it is scored, and for sending it again.
         "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
         "route": action,
@@ -236,13 +248,15 @@ fn cluster(pool: &Pool) -> Value {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                 "explicit_http_config": {"http_protocol_options": {}},
-                // After the load balancer has read the header: engines have no use for it.
+                // After the load balancer has read the header: engines have no use for these.
                 "http_filters": [
                     {
-                        "name": "strip_destination",
+                        "name": "strip_routing_headers",
                         "typed_config": {
                             "@type": http("header_mutation.v3.HeaderMutation"),
-                            "mutations": {"request_mutations": [{"remove": DESTINATION}]},
+                            "mutations": {
+                                "request_mutations": [{"remove": DESTINATION}, {"remove": POOL}],
+                            },
                         },
                     },
                     {

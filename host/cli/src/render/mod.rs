@@ -7,6 +7,7 @@
 mod ecds;
 mod envoy;
 mod files;
+mod revive;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,8 @@ use serde_json::Value;
 
 use crate::config::{Config, FeedAddress};
 use files::Output;
+pub use revive::{ROUTER, ReviveError, revive};
+pub(crate) use revive::{SCORER_PREFIX, places, versions};
 
 /// What a rendering did.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -74,6 +74,7 @@ pub(crate) fn gateway(status: &GatewayStatus, gateway: &GatewayHandle) -> Value 
         .iter()
         .map(|row| {
             json!({
+                "vm": format!("{:016x}", row.vm),
                 "build": format!("{:016x}", row.build),
                 "config": format!("{:016x}", row.config),
                 "beat_age_ms": status.gateway_now_ns.saturating_sub(row.beat_ns) / 1_000_000,
@@ -82,6 +83,8 @@ pub(crate) fn gateway(status: &GatewayStatus, gateway: &GatewayHandle) -> Value 
             })
         })
         .collect();
+    let held = gateway.vms.lock().unwrap_or_else(PoisonError::into_inner);
+    let vms: Vec<Value> = held.iter().map(|(filter, vms)| vms.details(filter)).collect();
     let sum = |of: &dyn Fn(&feed::Cell) -> u64| status.reservations.iter().map(of).sum::<u64>();
     let quantiles = |lags: &super::lag::Lags| {
         let ms = |quantile| lags.recent_ms(quantile).map(|ms| (ms * 1e3).round() / 1e3);
@@ -90,6 +93,8 @@ pub(crate) fn gateway(status: &GatewayStatus, gateway: &GatewayHandle) -> Value 
     json!({
         "last_ack_ms": status.last_ack.map(|at| at.elapsed().as_millis() as u64),
         "rows": rows,
+        "can_revive": gateway.can_revive,
+        "vms": vms,
         "in_flight_requests": sum(&|cell| u64::from(cell.requests)),
         "in_flight_tokens": sum(&|cell| cell.tokens),
         "lag_published_ms": quantiles(&lag.published),

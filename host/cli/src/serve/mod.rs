@@ -12,6 +12,7 @@ mod gateway;
 mod in_flight;
 mod lag;
 mod page;
+mod revival;
 mod scope;
 mod seed;
 mod snapshot;
@@ -47,6 +48,9 @@ pub(crate) struct GatewayHandle {
     pub(crate) name: String,
     pub(crate) status: Arc<std::sync::Mutex<feed_push::GatewayStatus>>,
     pub(crate) lag: lag::SharedLag,
+    /// Whether its files are here.
+    pub(crate) can_revive: bool,
+    pub(crate) vms: revival::SharedVms,
 }
 
 /// Longest wait for the last pushes when stopping.
@@ -68,7 +72,7 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
     let poll = if in_flight.is_shared() { POLL } else { Duration::MAX };
     let (stop, stopped) = watch_channel::channel(false);
     let mut pushers = JoinSet::new();
-    let mut gateways = Vec::new();
+    let (mut gateways, mut revivals) = (Vec::new(), Vec::new());
     for (number, (gateway, changed)) in config.gateways.iter().zip(&wakers).enumerate() {
         let feed = GatewayFeed::new(number, &scopes, &in_flight);
         let lag = feed.lag();
@@ -83,7 +87,10 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
             feed,
         );
         let (name, status) = (gateway.name.clone(), pusher.status());
-        gateways.push(GatewayHandle { name, status, lag });
+        let revival = revival::Revival::new(gateway, &config.routing, &status);
+        let (can_revive, vms) = (gateway.resources.is_some(), revival.vms());
+        revivals.push(revival);
+        gateways.push(GatewayHandle { name, status, lag, can_revive, vms });
         pushers.spawn(pusher.run());
     }
     for scope in &scopes {
@@ -92,6 +99,9 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
     let listener = config.kv_events_listen.as_ref().map(|_| Arc::default());
     let daemon = Arc::new(Daemon { scopes, gateways, listener, snapshots });
     let mut tasks = JoinSet::new();
+    revivals.into_iter().for_each(|revival| {
+        tasks.spawn(revival.run());
+    });
     for scope in &daemon.scopes {
         watch::start(scope, &config.metrics, &mut tasks);
     }

@@ -113,6 +113,11 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
         let labels = vec![("gateway", gateway.name.clone())];
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         of_gateway(&mut page, &labels, &status);
+        for (filter, vms) in gateway.vms.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let labels = with(&labels, "filter", filter);
+            page.gauge("wasm_epp_vms_dead", &labels, vms.dead as f64);
+            page.counter("wasm_epp_revivals", &labels, vms.revivals);
+        }
         let lag = gateway.lag.lock().unwrap_or_else(PoisonError::into_inner);
         of_lag(&mut page, &labels, &lag);
     }

@@ -45,6 +45,7 @@ const MODEL: &[&str] = &["pool", "model"];
 const INDEX: &[&str] = &["pool", "model", "keys"];
 const MEASURED_OF: &[&str] = &["pool", "model", "endpoint", "gateway"];
 const GATEWAY: &[&str] = &["gateway"];
+const VMS: &[&str] = &["gateway", "filter"];
 
 /// By subject, as `METRICS.md` shows them.
 pub(crate) const METRICS: &[(&str, &[Metric])] = &[
@@ -256,7 +257,7 @@ const INDEXES: [Metric; 15] = [
     ),
 ];
 
-const GATEWAYS: [Metric; 8] = [
+const GATEWAYS: [Metric; 10] = [
     counter("wasm_epp_push_batches", GATEWAY, "Batches acked by the gateway"),
     counter("wasm_epp_push_entries", GATEWAY, "Values acked by the gateway"),
     counter("wasm_epp_push_bytes", GATEWAY, "Bytes acked by the gateway"),
@@ -269,6 +270,12 @@ const GATEWAYS: [Metric; 8] = [
         "1 for the state the gateway is in: disconnected, snapshot, live, standby",
     ),
     gauge("wasm_epp_gateway_ack_age_seconds", GATEWAY, "Since the gateway's last ack"),
+    gauge(
+        "wasm_epp_vms_dead",
+        VMS,
+        "Workers whose VM of these filters is dead, or for a scorer silent, and not revived; filter is router or scorer-NAME",
+    ),
+    counter("wasm_epp_revivals", VMS, "Times that the filters were configured anew to revive a VM"),
 ];
 
 const LAG: [Metric; 4] = [

@@ -10,11 +10,12 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
 proxy_wasm::main! {{
-    proxy_wasm::set_root_context(|_| Box::new(Root { does: String::new() }));
+    proxy_wasm::set_root_context(|_| Box::new(Root { does: String::new(), revision: 0 }));
 }}
 
 struct Root {
     does: String,
+    revision: u32,
 }
 
 impl Context for Root {}
@@ -26,18 +27,22 @@ impl RootContext for Root {
         // {"name":...,"parameters":{"does":"WORD"},"revision":...}
         let word = json.split("\"does\":\"").nth(1).and_then(|rest| rest.split('"').next());
         self.does = word.unwrap_or_default().to_owned();
+        let digits = json.split("\"revision\":").nth(1).unwrap_or_default();
+        let digits = digits.split(|c: char| !c.is_ascii_digit()).next();
+        self.revision = digits.and_then(|digits| digits.parse().ok()).unwrap_or(0);
         true
     }
     fn get_type(&self) -> Option<ContextType> {
         Some(ContextType::HttpContext)
     }
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream { does: self.does.clone() }))
+        Some(Box::new(Stream { does: self.does.clone(), revision: self.revision }))
     }
 }
 
 struct Stream {
     does: String,
+    revision: u32,
 }
 
 impl Stream {
@@ -45,8 +50,9 @@ impl Stream {
     fn say(&self, features: &[u8], scores: &[(u16, f32)]) {
         let mut record = vec![b'S', 1];
         record.extend(features.get(2..10).unwrap_or_default());
-        // It does not tell which configuration scored.
-        record.extend([0; 4]);
+        // Only one deed tells which configuration scored.
+        let is_told = self.does == "trap-on-demand";
+        record.extend((if is_told { self.revision } else { 0 }).to_le_bytes());
         record.extend((scores.len() as u16).to_le_bytes());
         for (slot, score) in scores {
             record.extend(slot.to_le_bytes());
@@ -69,6 +75,13 @@ impl HttpContext for Stream {
         };
         match self.does.as_str() {
             "trap" => panic!("a scorer that traps"),
+            "trap-on-demand" => {
+                let demand = self.get_property(vec!["request", "headers", "x-trap"]);
+                if demand.as_deref() == Some(b"scorer") {
+                    panic!("a scorer that traps on demand");
+                }
+                self.say(&features, &[(0, 0.0), (1, 1.0), (2, 0.0)]);
+            }
             "nan" => self.say(&features, &[(0, f32::NAN), (1, f32::INFINITY), (2, f32::NAN)]),
             "few" => self.say(&features, &[(0, 0.5)]),
             "large" => self.say(&features, &[(0, 1e30), (1, -1e30)]),

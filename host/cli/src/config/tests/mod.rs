@@ -98,7 +98,7 @@ fn the_documented_file_is_accepted() {
 dataDir: /var/lib/epp
 admin: 127.0.0.1:9400
 gateways:
-- {name: gw-0, feed: 'unix:run/feed.sock'}
+- {name: gw-0, feed: 'unix:run/feed.sock', resources: run/gw-0}
 - {name: gw-1, feed: 'http://127.0.0.1:9500'}
 pools:
 - name: pool-a
@@ -120,6 +120,7 @@ routing:
   maxStateAgeMs: 1000
   maxBodyBytes: 1000
   retries: 0
+  servedHeader: false
 envoy: {listen: '0.0.0.0:80', admin: '[::1]:9901', feed: 'http://127.0.0.1:9500', feedMode: 0600, modules: /m, logLevel: debug}
 ",
     );
@@ -128,8 +129,35 @@ envoy: {listen: '0.0.0.0:80', admin: '[::1]:9901', feed: 'http://127.0.0.1:9500'
     assert!(config.pools[0].model("large").is_none());
     assert_eq!(config.pools[1].route_prefix.as_deref(), Some("/b"));
     assert_eq!(config.routing.scorers[1], Scorer { kind: "no-hit-lru", weight: 1.0 });
+    assert!(!config.routing.has_served_header);
     assert_eq!(config.envoy.feed_mode, 0o600);
+    assert_eq!(config.gateways[1].resources, None);
+    let resources = config.gateways[0].resources.as_deref();
+    assert!(resources.is_some_and(|path| path.is_absolute() && path.ends_with("run/gw-0")));
     assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn a_name_that_leads_to_an_earlier_pool_is_a_warning() {
+    let pool = |name: &str, more: &str| {
+        format!(
+            "- {{name: {name}, {more}, endpoints: [{{address: '127.0.0.1:8000', model: tiny}}]}}\n"
+        )
+    };
+    let models = "models: [{name: tiny, aliases: [t], adapters: [sql], folder: f}]";
+    let others = "models: [{name: tiny, folder: f}, {name: other, aliases: [sql], folder: f}]";
+    let config = accepted(&format!(
+        "pools:\n{}{}{}",
+        pool("a", models),
+        pool("b", &format!("routePrefix: /b, {models}")),
+        pool("c", others),
+    ));
+    assert_eq!(
+        config.warnings,
+        ["tiny", "sql"].map(|name| format!(
+            "pools[2] is never asked for {name:?}, which the earlier pool a has too; a routePrefix would lead to it"
+        ))
+    );
 }
 
 #[test]
@@ -179,7 +207,7 @@ fn an_empty_section_is_the_default_one() {
 fn the_shape_is_checked_with_line_and_column() {
     refused_beside_pools(
         "routing:\n  retires: 3",
-        "c.yaml:2:3: unknown field `retires`, expected one of scorers, maxStateAgeMs, maxBodyBytes, retries, modulePlaces\n  retires: 3",
+        "c.yaml:2:3: unknown field `retires`, expected one of scorers, maxStateAgeMs, maxBodyBytes, retries, modulePlaces, servedHeader\n  retires: 3",
     );
     refused("admin: x", "c.yaml:1:1: missing field `pools`\n  admin: x");
     refused_beside_pools(

@@ -186,14 +186,10 @@ fn names_are_unique() {
 }
 
 #[test]
-fn every_pool_but_the_first_has_a_prefix() {
+fn the_first_pool_has_no_prefix_and_others_may() {
     let pool = |name: &str, prefix: &str| {
         format!("{{name: {name}, {prefix}models: [{MODEL}], endpoints: [{ENDPOINT}]}}")
     };
-    refused(
-        &format!("pools: [{}, {}]", pool("a", ""), pool("b", "")),
-        "c.yaml: pools[1].routePrefix: nothing is not accepted: expected a path like \"/pool-b\" for every pool but the first",
-    );
     refused(
         &format!("pools: [{}]", pool("a", "routePrefix: /a, ")),
         "c.yaml: pools[0].routePrefix: \"/a\" is not accepted: expected nothing: the first pool serves every path that no other pool has",
@@ -300,6 +296,10 @@ fn nothing_is_empty() {
         "c.yaml: pools[0].endpoints: [] is not accepted: expected at least one endpoint",
     );
     refused("pools: []", "c.yaml: pools: [] is not accepted: expected at least one pool");
+    refused_beside_pools(
+        "gateways: [{name: g, feed: 'unix:/a', resources: ''}]",
+        "c.yaml: gateways[0].resources: \"\" is not accepted: expected at least one character and no control characters",
+    );
     refused_beside_pools(
         "gateways: []",
         "c.yaml: gateways: [] is not accepted: expected at least one, or leave the key out",

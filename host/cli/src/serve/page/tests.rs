@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::super::gateway::GatewayFeed;
 use super::super::in_flight::InFlight;
+use super::super::revival::Vms;
 use super::super::scope::Restored;
 use super::super::snapshot::Origin;
 use super::super::{GatewayHandle, admin, apply, scope};
@@ -43,8 +44,13 @@ impl Setup {
         let config = crate::config::load(&file).unwrap();
         let scopes = scope::load(&config, &[Arc::default()]).unwrap();
         let feed = GatewayFeed::new(0, &scopes, &Arc::new(InFlight::new(&[])));
-        let gateway =
-            GatewayHandle { name: "gw-0".into(), status: Arc::default(), lag: feed.lag() };
+        let gateway = GatewayHandle {
+            name: "gw-0".into(),
+            status: Arc::default(),
+            lag: feed.lag(),
+            can_revive: false,
+            vms: Arc::default(),
+        };
         let daemon = Daemon {
             scopes,
             gateways: vec![gateway],
@@ -122,6 +128,7 @@ fn the_page_has_exactly_the_metrics_of_the_table() {
         status.accuracy.push(setup.daemon.scopes[0].number, Accuracy { epoch: 1, slots });
     }
 
+    setup.daemon.gateways[0].vms.lock().unwrap().insert("router".to_owned(), Vms::default());
     let restored = Restored { origin: Origin::Disk, blocks: 3 };
     setup.daemon.scopes[0].live().engines[0].restored = Some(restored);
 
