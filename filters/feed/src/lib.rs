@@ -20,6 +20,7 @@ mod matrix;
 mod prediction;
 mod row;
 mod scores;
+mod sent;
 mod values;
 mod wire;
 
@@ -40,6 +41,10 @@ pub use matrix::{
 pub use prediction::{PREDICTION_PROPERTY, Predicted, Prediction};
 pub use row::{MAX_ROW_SCORERS, MAX_ROWS, ScorerRow, WorkerRow};
 pub use scores::{MAX_SCORES_BYTES, SCORE_PROPERTY_PREFIX, Scores};
+pub use sent::{
+    MAX_SENT_BUCKET_BYTES, MAX_SENT_DEPTHS, MAX_SENT_ENDPOINTS, SENT_BUCKETS, SENT_PROPERTY,
+    SentBucket, SentClock, SentClocks, SentEndpoint, SentPlan, find_sent, sent_depths,
+};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,
     value_epoch,

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use crate::modules::{MAX_MODULES, ModuleScorer};
 use crate::pools::{PoolConfig, Pools};
+use crate::rewrites::Rewrite;
 use crate::subset::MAX_DESTINATIONS;
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
@@ -42,9 +43,24 @@ struct RawIntake {
     max_state_age_ms: u64,
     pools: Vec<PoolConfig>,
     by_model: Option<String>,
+    approximate_prefix: Option<ApproximatePrefix>,
+    #[serde(default)]
+    rewrites: Vec<Rewrite>,
     /// A number that is another one when the filter was only to be loaded again.
     #[serde(default, rename = "revision")]
     _revision: u32,
+}
+
+/// How prompts are remembered for endpoints that announce nothing.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApproximatePrefix {
+    /// Tokens that an endpoint is believed to hold.
+    pub capacity_tokens: u32,
+    /// Whether the size of the engine's cache, where its metrics tell, takes the place of that.
+    pub auto_tune: bool,
+    /// Tokens of a prompt that are remembered.
+    pub max_prefix_tokens: u32,
 }
 
 /// Configuration of `intake`.
@@ -55,6 +71,10 @@ pub struct IntakeConfig {
     pub max_state_age_ms: u64,
     /// Pools this listener serves.
     pub pools: Pools,
+    /// `None`: endpoints that announce nothing have no prefix state.
+    pub approximate_prefix: Option<ApproximatePrefix>,
+    /// Models that are rewritten, by order of the rules.
+    pub rewrites: Vec<Rewrite>,
 }
 
 impl IntakeConfig {
@@ -78,6 +98,8 @@ impl IntakeConfig {
             max_body_bytes: raw.max_body_bytes,
             max_state_age_ms: raw.max_state_age_ms,
             pools: Pools::new(raw.pools, raw.by_model),
+            approximate_prefix: raw.approximate_prefix,
+            rewrites: raw.rewrites,
         })
     }
 }

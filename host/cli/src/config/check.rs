@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-use super::address;
 use super::error::Refused;
 use super::raw::{
     Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawRouting, RawScorer,
@@ -15,6 +14,7 @@ use super::{
     MAX_MODULE_PLACES, MODULE_TYPE, Meter, Metrics, Model, ModelSource, Pool, Routing,
     SCORER_TYPES, Scorer, ScorerModule, Snapshot,
 };
+use super::{address, approximate, rewrites};
 
 /// Envoy's own names of its log levels.
 const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
@@ -34,8 +34,10 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     if raw.kv_events_listen.is_none() {
         replays_have_events(&pools)?;
     }
+    let model_rewrites = rewrites::check(raw.model_rewrites, &pools)?;
     Ok(Config {
         file: file.to_owned(),
+        model_rewrites,
         data_dir: address::resolve(base, &filled("dataDir", raw.data_dir)?),
         admin: address::canonical("admin", &raw.admin)?,
         kv_events_listen: raw
@@ -367,6 +369,7 @@ fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> {
         )?,
         retries: within("routing.retries", raw.retries, 0, 10)?,
         has_served_header: raw.served_header,
+        approximate_prefix: approximate::check(raw.approximate_prefix)?,
     })
 }
 
@@ -472,21 +475,26 @@ fn name(key: &str, text: String) -> Result<String, Refused> {
     if ok { Ok(text) } else { Err(Refused::new(key, text, "1..=128 characters of [A-Za-z0-9-_.]")) }
 }
 
-fn filled(key: &str, text: String) -> Result<String, Refused> {
+pub(super) fn filled(key: &str, text: String) -> Result<String, Refused> {
     if text.is_empty() || text.contains(char::is_control) {
         return Err(Refused::new(key, text, "at least one character and no control characters"));
     }
     Ok(text)
 }
 
-fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
+pub(super) fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     if seen.insert(value.to_owned()) {
         return Ok(());
     }
     Err(Refused::new(key, value, "each one once; it was named before"))
 }
 
-fn within<T: TryFrom<i64>>(key: &str, value: i64, min: i64, max: i64) -> Result<T, Refused> {
+pub(super) fn within<T: TryFrom<i64>>(
+    key: &str,
+    value: i64,
+    min: i64,
+    max: i64,
+) -> Result<T, Refused> {
     let refused = || Refused::new(key, value, format!("{min}..={max}"));
     if !(min..=max).contains(&value) {
         return Err(refused());

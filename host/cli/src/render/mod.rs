@@ -95,7 +95,9 @@ pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
         let key = format!("module of scorer {}", scorer.name);
         scorers.push((&scorer.name, files::read_module(&key, &scorer.file)?));
     }
-    let meter = config.meter.map(|_| own("meter.wasm")).transpose()?;
+    // The restorer of rewritten names is in the meter's module.
+    let needs_meter = config.meter.is_some() || !config.model_rewrites.is_empty();
+    let meter = needs_meter.then(|| own("meter.wasm")).transpose()?;
     let mut output = Output::create(out)?;
     if let FeedAddress::Unix(path) = &config.envoy.feed
         && let Some(folder) = path.parent()
