@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod adapters;
+mod approximate;
 mod bodies;
 mod connecting;
 mod daemon_loss;
@@ -18,6 +19,7 @@ mod rendering;
 mod requests;
 mod reservations;
 mod revival;
+mod rewrites;
 mod scorers;
 mod sessions;
 mod startup;

@@ -27,6 +27,10 @@ pub enum Key {
     Picks(u16),
     /// [`crate::Accuracy`] of a scope; written by the meter.
     Accuracy(u16),
+    /// [`crate::SentClocks`] of a scope; written by the router.
+    SentClocks(u16),
+    /// [`crate::SentBucket`] of a scope, below [`crate::SENT_BUCKETS`]; written by the router.
+    Sent(u16, u32),
     /// [`crate::Directory`] of the epochs of a parity.
     Directory(bool),
     /// [`crate::Table`] of a scope.
@@ -88,6 +92,15 @@ impl Key {
                 put(b"C");
                 put(&scope.to_le_bytes());
             }
+            Self::SentClocks(scope) => {
+                put(b"Y");
+                put(&scope.to_le_bytes());
+            }
+            Self::Sent(scope, bucket) => {
+                put(b"X");
+                put(&scope.to_le_bytes());
+                put(&bucket.to_le_bytes());
+            }
             Self::Directory(odd) => put(&[b'D', u8::from(odd)]),
             Self::Table(odd, scope) => put(&singleton(b'T', odd, scope)),
             Self::Load(odd, scope) => put(&singleton(b'L', odd, scope)),
@@ -133,6 +146,8 @@ impl Key {
             Self::OtherGateways(_) => b'O',
             Self::Picks(_) => b'P',
             Self::Accuracy(_) => b'C',
+            Self::SentClocks(_) => b'Y',
+            Self::Sent(..) => b'X',
             Self::Directory(_) => b'D',
             Self::Table(..) => b'T',
             Self::Load(..) => b'L',
@@ -145,6 +160,7 @@ impl Key {
     pub fn max_value_bytes(self) -> usize {
         match self {
             Self::Bucket(..) => crate::MAX_BUCKET_BYTES,
+            Self::Sent(..) => crate::MAX_SENT_BUCKET_BYTES,
             _ => crate::MAX_SINGLETON_BYTES,
         }
     }
@@ -168,6 +184,8 @@ mod tests {
         check(Key::Matrix(3), b"I\x03");
         check(Key::Trails(3), b"W\x03");
         check(Key::OtherGateways(true), b"O\x01");
+        check(Key::SentClocks(0x0102), b"Y\x02\x01");
+        check(Key::Sent(0x0102, 0x01020304), b"X\x02\x01\x04\x03\x02\x01");
     }
 
     proptest! {
@@ -187,6 +205,8 @@ mod tests {
                 Key::Trails(slot),
                 Key::Picks(scope),
                 Key::Accuracy(scope),
+                Key::SentClocks(scope),
+                Key::Sent(scope, u32::from(slot)),
             ] {
                 prop_assert!(Key::parse_writable(key.encode().as_ref()).is_err());
             }

@@ -21,6 +21,7 @@ mod prediction;
 mod probe;
 mod row;
 mod scores;
+mod sent;
 mod values;
 mod wire;
 
@@ -42,6 +43,10 @@ pub use prediction::{PREDICTION_PROPERTY, Predicted, Prediction};
 pub use probe::{EXPLANATION_PROPERTY, PROBE_ROUTE_PREFIX};
 pub use row::{MAX_ROW_SCORERS, MAX_ROWS, ScorerRow, WorkerRow};
 pub use scores::{MAX_SCORES_BYTES, SCORE_PROPERTY_PREFIX, Scores};
+pub use sent::{
+    MAX_SENT_BUCKET_BYTES, MAX_SENT_DEPTHS, MAX_SENT_ENDPOINTS, SENT_BUCKETS, SENT_PROPERTY,
+    SentBucket, SentClock, SentClocks, SentEndpoint, SentPlan, find_sent, sent_depths,
+};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,
     value_epoch,

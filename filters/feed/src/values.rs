@@ -92,6 +92,10 @@ pub struct LoadRecord {
     pub source: SourceState,
     /// Tokens per block; 0 while unknown.
     pub block_size_tokens: u32,
+    /// Tokens its KV cache has room for; 0 while unknown.
+    pub cache_tokens: u32,
+    /// Start of its process in seconds since the Unix epoch; 0 while unknown.
+    pub started_s: u32,
 }
 
 const READY: u8 = 1;
@@ -133,6 +137,7 @@ fn source_code(source: SourceState) -> u8 {
         SourceState::Resyncing => 2,
         SourceState::Degraded => 3,
         SourceState::Lost => 4,
+        SourceState::Approximate => 5,
     }
 }
 
@@ -143,6 +148,7 @@ fn source_of_code(code: u8) -> Result<SourceState, WireError> {
         2 => SourceState::Resyncing,
         3 => SourceState::Degraded,
         4 => SourceState::Lost,
+        5 => SourceState::Approximate,
         _ => return Err(WireError::Range("source state")),
     })
 }
@@ -155,6 +161,7 @@ impl LoadTable {
         for record in &self.records {
             writer.u16(record.slot);
             write_load(&mut writer, &record.load, record.source, record.block_size_tokens);
+            writer.u32(record.cache_tokens).u32(record.started_s);
         }
         writer.0
     }
@@ -166,7 +173,15 @@ impl LoadTable {
         for _ in 0..reader.u16()? {
             let slot = reader.u16()?;
             let (load, source, block_size_tokens) = read_load(&mut reader)?;
-            records.push(LoadRecord { slot, load, source, block_size_tokens });
+            let (cache_tokens, started_s) = (reader.u32()?, reader.u32()?);
+            records.push(LoadRecord {
+                slot,
+                load,
+                source,
+                block_size_tokens,
+                cache_tokens,
+                started_s,
+            });
         }
         reader.finish()?;
         Ok(Self { epoch, records })
@@ -300,16 +315,19 @@ mod tests {
             any::<Option<u32>>(),
             any::<Option<u32>>(),
             proptest::option::of(0f32..1.0),
-            0u8..5,
-            any::<u32>(),
+            0u8..6,
+            any::<[u32; 3]>(),
         )
             .prop_map(
-                |(slot, is_ready, waiting, running, kv_usage_ratio, source, block_size_tokens)| {
+                |(slot, is_ready, waiting, running, kv_usage_ratio, source, numbers)| {
+                    let [block_size_tokens, cache_tokens, started_s] = numbers;
                     LoadRecord {
                         slot,
                         load: Load { is_ready, waiting, running, kv_usage_ratio },
                         source: source_of_code(source).unwrap(),
                         block_size_tokens,
+                        cache_tokens,
+                        started_s,
                     }
                 },
             )

@@ -5,8 +5,8 @@ use feed::{
     Accuracy, AccuracyReport, Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry,
     BucketWriter, Cell, Counters, Directory, DirectoryEntry, EndpointEntry, EndpointHash, Features,
     FoundTrail, Head, Key, LoadRecord, LoadTable, MatrixRow, ModelValue, OtherGateways, Picks,
-    Predicted, Prediction, ScorerRow, Scores, SlotAccuracy, Table, Trail, WorkerRow, find_stride,
-    find_trails, join_trails,
+    Predicted, Prediction, ScorerRow, Scores, SentBucket, SentClock, SentClocks, SentEndpoint,
+    SentPlan, SlotAccuracy, Table, Trail, WorkerRow, find_stride, find_trails, join_trails,
 };
 use prefix::{Holder, Listed as _, Seed, Stride};
 use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, SourceState};
@@ -105,6 +105,22 @@ fn the_load_matrix() {
 }
 
 #[test]
+fn what_was_sent() {
+    let clock =
+        |endpoint, clock, capacity, started_s| SentClock { endpoint, clock, capacity, started_s };
+    let clocks = vec![
+        clock(EndpointHash::of("10.0.0.1:8000"), 1 << 40, 125_000, 1_700_000_000),
+        clock(EndpointHash(7), 0, 0, 0),
+    ];
+    check("sent_clocks", &SentClocks { clocks }, SentClocks::encode, SentClocks::decode);
+    let entries = vec![(0xDEAD_BEEF, vec![(0, (1 << 40) - 1), (799, 0)]), (1, vec![(3, 4)])];
+    check("sent_bucket", &SentBucket { entries }, SentBucket::encode, SentBucket::decode);
+    let endpoint = SentEndpoint { slot: 3, capacity: 125_000, started_s: 1_700_000_000 };
+    let plan = SentPlan { keys: vec![0xDEAD_BEEF_0000_0001, 2], endpoints: vec![endpoint] };
+    check("sent_plan", &plan, SentPlan::encode, SentPlan::decode);
+}
+
+#[test]
 fn what_filters_and_daemon_keep() {
     check("head", &head(), Head::encode, Head::decode);
     check("row", &row(), WorkerRow::encode, WorkerRow::decode);
@@ -132,15 +148,12 @@ fn what_filters_and_daemon_keep() {
     let endpoint = |slot, address: &str| EndpointEntry { slot, address: address.into() };
     let endpoints = vec![endpoint(0, "10.0.0.1:8000"), endpoint(3, "[fd00::1]:8000")];
     check("table", &Table { epoch: EPOCH, endpoints }, Table::encode, Table::decode);
-    let record = |slot, load, source, block_size_tokens| LoadRecord {
-        slot,
-        load,
-        source,
-        block_size_tokens,
+    let record = |slot, load, source, block_size_tokens, [cache_tokens, started_s]: [u32; 2]| {
+        LoadRecord { slot, load, source, block_size_tokens, cache_tokens, started_s }
     };
     let records = vec![
-        record(0, load(), SourceState::Live, 16),
-        record(3, Load::default(), SourceState::Lost, 0),
+        record(0, load(), SourceState::Live, 16, [6400, 1_700_000_000]),
+        record(3, Load::default(), SourceState::Lost, 0, [0, 0]),
     ];
     check("loads", &LoadTable { epoch: EPOCH, records }, LoadTable::encode, LoadTable::decode);
     let model = ModelValue {

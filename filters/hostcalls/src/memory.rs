@@ -8,6 +8,9 @@ use crate::{Expect, Host, Level, Status};
 /// Shared values and their CAS numbers by key.
 pub type SharedData = BTreeMap<Vec<u8>, (Vec<u8>, u32)>;
 
+/// What another VM does while this one is between its read and its write.
+pub type Interruption = Box<dyn FnOnce(&MemoryHost) + Send>;
+
 /// Shared state of a gateway and one stream's headers, body and properties.
 #[derive(Default)]
 pub struct MemoryHost {
@@ -21,6 +24,10 @@ pub struct MemoryHost {
     pub data: RefCell<SharedData>,
     /// Gets of shared data so far.
     pub gets: Cell<u32>,
+    /// Sets of shared data so far, also those that failed.
+    pub sets: Cell<u32>,
+    /// Runs before the next set of shared data.
+    pub interruption: RefCell<Option<Interruption>>,
     /// Properties by path joined with `/`.
     pub properties: RefCell<BTreeMap<String, Vec<u8>>>,
     /// Request headers by lower-case name.
@@ -78,6 +85,11 @@ impl Host for MemoryHost {
     }
     fn set_shared(&self, key: &[u8], value: &[u8], expect: Expect) -> Result<(), Status> {
         self.allow("set_shared")?;
+        self.sets.set(self.sets.get() + 1);
+        let interruption = self.interruption.take();
+        if let Some(interrupt) = interruption {
+            interrupt(self);
+        }
         let mut data = self.data.borrow_mut();
         let held = data.get(key).map(|(_, cas)| *cas);
         match (expect, held) {

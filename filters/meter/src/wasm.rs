@@ -8,7 +8,7 @@ use hostcalls::{Host, Level};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
-use crate::{Meter, MeterConfig, MeterStream, RequestStep};
+use crate::{Meter, MeterConfig, MeterStream, RequestStep, Restorer, RestorerStream};
 
 proxy_wasm::main! {{
     proxy_wasm::set_root_context(|_| Box::new(Root::default()));
@@ -17,6 +17,7 @@ proxy_wasm::main! {{
 #[derive(Default)]
 struct Root {
     meter: Option<Rc<RefCell<Meter>>>,
+    restorer: Option<Rc<RefCell<Restorer>>>,
 }
 
 impl Context for Root {}
@@ -32,6 +33,11 @@ impl RootContext for Root {
     }
 
     fn on_configure(&mut self, _: usize) -> bool {
+        let root_id = ProxyHost.property(&["plugin_root_id"]).ok().flatten().unwrap_or_default();
+        if root_id == b"restore" {
+            self.restorer = Some(Rc::default());
+            return true;
+        }
         let json = ProxyHost.configuration().unwrap_or_default();
         match MeterConfig::parse(&json) {
             Ok(config) => {
@@ -50,11 +56,15 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(match &self.meter {
-            Some(meter) => {
+        Some(match (&self.meter, &self.restorer) {
+            (Some(meter), _) => {
                 Box::new(Stream { meter: Rc::clone(meter), stream: MeterStream::default() })
             }
-            None => Box::new(Bystander),
+            (None, Some(restorer)) => Box::new(Restored {
+                restorer: Rc::clone(restorer),
+                stream: RestorerStream::default(),
+            }),
+            (None, None) => Box::new(Bystander),
         })
     }
 }
@@ -62,6 +72,29 @@ impl RootContext for Root {
 struct Bystander;
 impl Context for Bystander {}
 impl HttpContext for Bystander {}
+
+struct Restored {
+    restorer: Rc<RefCell<Restorer>>,
+    stream: RestorerStream,
+}
+
+impl Context for Restored {}
+
+impl HttpContext for Restored {
+    fn on_http_response_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        if let Ok(mut restorer) = self.restorer.try_borrow_mut() {
+            restorer.on_response_headers(&mut self.stream, &ProxyHost, end_of_stream);
+        }
+        Action::Continue
+    }
+
+    fn on_http_response_body(&mut self, size: usize, _: bool) -> Action {
+        if let Ok(mut restorer) = self.restorer.try_borrow_mut() {
+            restorer.on_response_body(&mut self.stream, &ProxyHost, size);
+        }
+        Action::Continue
+    }
+}
 
 struct Stream {
     meter: Rc<RefCell<Meter>>,

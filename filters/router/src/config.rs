@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::modules::Module;
 use crate::pools::{PoolConfig, Pools};
+use crate::rewrites::Rewrite;
 use crate::subset::MAX_DESTINATIONS;
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
@@ -59,9 +60,24 @@ struct RawIntake {
     attributes: Vec<String>,
     #[serde(default)]
     session: Option<SessionConfig>,
+    approximate_prefix: Option<ApproximatePrefix>,
+    #[serde(default)]
+    rewrites: Vec<Rewrite>,
     /// A number that is another one when the filter was only to be loaded again.
     #[serde(default, rename = "revision")]
     _revision: u32,
+}
+
+/// How prompts are remembered for endpoints that announce nothing.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApproximatePrefix {
+    /// Tokens that an endpoint is believed to hold.
+    pub capacity_tokens: u32,
+    /// Whether the size of the engine's cache, where its metrics tell, takes the place of that.
+    pub auto_tune: bool,
+    /// Tokens of a prompt that are remembered.
+    pub max_prefix_tokens: u32,
 }
 
 /// Configuration of `intake`.
@@ -80,6 +96,10 @@ pub struct IntakeConfig {
     pub attributes: Vec<String>,
     /// How a request's session is found, where a plugin reads it.
     pub session: Option<SessionConfig>,
+    /// `None`: endpoints that announce nothing have no prefix state.
+    pub approximate_prefix: Option<ApproximatePrefix>,
+    /// Models that are rewritten, by order of the rules.
+    pub rewrites: Vec<Rewrite>,
 }
 
 /// How a request's session is found.
@@ -130,6 +150,8 @@ impl IntakeConfig {
             labels: raw.labels,
             attributes: raw.attributes,
             session: raw.session,
+            approximate_prefix: raw.approximate_prefix,
+            rewrites: raw.rewrites,
         })
     }
 }

@@ -4,11 +4,13 @@ use feed::{Cell, EndpointHash, FEATURES_PROPERTY, Features, LoadRecord, find_cel
 use hostcalls::Host;
 use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, StrideKey, match_prefix};
 use prompt::{Api, Request};
-use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures};
+use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, SourceState};
 
+use crate::approximate::Sent;
 use crate::config::IntakeConfig;
 use crate::pools::POOL_HEADER;
 use crate::report::Report;
+use crate::rewrites;
 use crate::speculation::trail_of;
 use crate::state::{Model, Resolved, StateError, View};
 use crate::subset::Subset;
@@ -102,7 +104,7 @@ impl Intake {
             None => restrict(host, report).1,
             Some(_) if end_of_stream => leave(host, report, "body_missing"),
             Some(_) if announced().is_some_and(|bytes| bytes > self.config.max_body_bytes) => {
-                leave(host, report, "body_too_large")
+                self.leave_unread(host, report)
             }
             Some(api) => return HeadersStep::WaitForBody(api),
         };
@@ -121,7 +123,7 @@ impl Intake {
         end_of_stream: bool,
     ) -> BodyStep {
         if buffered_bytes > self.config.max_body_bytes {
-            match leave(host, report, "body_too_large") {
+            match self.leave_unread(host, report) {
                 Outcome::GoesOn => BodyStep::GiveUp,
                 Outcome::Answered => BodyStep::Answered,
             }
@@ -132,11 +134,24 @@ impl Intake {
         }
     }
 
+    /// Lets a body go on that is too long to be read.
+    fn leave_unread(&self, host: &impl Host, report: &mut Report) -> Outcome {
+        if !self.config.rewrites.is_empty() {
+            report.mishap(host, "rewrite_body_too_large");
+        }
+        leave(host, report, "body_too_large")
+    }
+
     /// Publishes the request's features, or counts why there are none.
     pub fn decide(&mut self, host: &impl Host, vm: &mut Vm, api: Api, now_ns: u64) -> Outcome {
         let (subset, Outcome::GoesOn) = restrict(host, &mut vm.report) else {
             return Outcome::Answered;
         };
+        if !self.config.rewrites.is_empty() {
+            let pool = self.config.pools.of_route(host).map(|(pool, _)| pool);
+            let most = self.config.max_body_bytes;
+            rewrites::apply(&self.config.rewrites, host, &mut vm.report, (pool, most));
+        }
         match self.publish(host, vm, api, subset.as_ref(), now_ns) {
             Ok(()) => Outcome::GoesOn,
             Err(Failure::Undecided(reason)) => {
@@ -192,17 +207,28 @@ impl Intake {
         let model = self.view.model(host, named.scope).map_err(StateError::reason)?;
         let loads = self.view.loads(host, named.scope).map_err(StateError::reason)?;
 
-        let (matched, depths) = match_request(host, &model, &named, &request);
+        let Matched { features: matched, depths, keys, tokens_per_stride, lookups } =
+            match_request(host, &model, &named, &request);
+        let sent = self.config.approximate_prefix.map(|config| {
+            let unit = (named.scope, tokens_per_stride);
+            // The clocks are read too.
+            let left = MAX_LOOKUPS.saturating_sub(lookups + 1);
+            Sent::look_up(host, unit, &keys, (&model.table, &loads), &config, left)
+        });
         // In flight before trails: what is seen of another VM's decision then includes its trail.
         let own = vm.row.identity().map(|(_, slot)| slot);
         let fed = (self.view.epoch(), self.view.fed_ns());
         let in_flight = vm.reservations.in_flight(host, own, now_ns, fed);
-        let mut candidates = candidates(&model, &loads, &depths, &matched, &in_flight, subset);
+        let mut candidates =
+            candidates(&model, &loads, (&depths, sent.as_ref()), &matched, &in_flight, subset);
         if subset.is_some() && candidates.is_empty() {
             return Err(Failure::NoCandidate);
         }
         if candidates.iter().any(|candidate| candidate.matched.gpu_strides < matched.strides) {
             vm.speculation.consult(host, own, &matched.trail, &mut candidates, now_ns);
+        }
+        if sent.is_some_and(|sent| !sent.leave(host)) {
+            vm.report.mishap(host, "sent_refused");
         }
         let features = Features {
             scope: named.scope,
@@ -299,13 +325,26 @@ fn subject(
     })
 }
 
+/// What a prompt is, and who holds it by the pushed state.
+#[derive(Default)]
+struct Matched {
+    features: RequestFeatures,
+    depths: Vec<(u16, Depths)>,
+    /// Of its strides, if it was to be matched.
+    keys: Vec<StrideKey>,
+    /// By estimate, but for token ids.
+    tokens_per_stride: f32,
+    /// Values that were read.
+    lookups: u32,
+}
+
 /// Renders, hashes and looks up. What cannot be matched is routed by load, with the reason.
 fn match_request(
     host: &impl Host,
     model: &Model,
     named: &Resolved,
     request: &Request<'_>,
-) -> (RequestFeatures, Vec<(u16, Depths)>) {
+) -> Matched {
     let mut features = RequestFeatures {
         model: named.model.clone(),
         adapter: named.adapter.clone(),
@@ -315,31 +354,40 @@ fn match_request(
         Ok(subject) => subject,
         Err(reason) => {
             features.unmatched_reason = Some(reason.to_owned());
-            return (features, Vec::new());
+            return Matched { features, tokens_per_stride: 1.0, ..Matched::default() };
         }
     };
-    let keys = KeyChain::keys_of(subject.root, &model.value.seed, &subject.bytes);
+    let mut keys = KeyChain::keys_of(subject.root, &model.value.seed, &subject.bytes);
+    let mut lookups = 0;
+    let tokens_per_stride = match subject.tokens {
+        Some(_) => (STRIDE_BYTES / size_of::<u32>()) as f32,
+        None => STRIDE_BYTES as f32 / model.value.bytes_per_token,
+    };
     features.prompt_bytes = clamp_u32(subject.bytes.len());
     features.strides = clamp_u32(keys.len());
     let depths = if request.skips_cache() {
         features.unmatched_reason = Some("request_skips_cache".to_owned());
+        keys.clear();
         Vec::new()
     } else {
         features.trail = trail_of(&keys);
-        match_prefix(&keys, MAX_LOOKUPS, |key| model.stride(host, subject.scope, key))
+        match_prefix(&keys, MAX_LOOKUPS, |key| {
+            lookups += 1;
+            model.stride(host, subject.scope, key)
+        })
     };
     let deepest = depths.iter().map(|(_, depths)| depths.any).max().unwrap_or_default();
     let rest = subject.bytes.len().saturating_sub(deepest.0 as usize * STRIDE_BYTES);
     features.prompt_tokens = subject.tokens.unwrap_or_else(|| {
         deepest.1.saturating_add((rest as f32 / model.value.bytes_per_token).ceil() as u32)
     });
-    (features, depths)
+    Matched { features, depths, keys, tokens_per_stride, lookups }
 }
 
 fn candidates(
     model: &Model,
     loads: &[LoadRecord],
-    depths: &[(u16, Depths)],
+    (depths, sent): (&[(u16, Depths)], Option<&Sent>),
     request: &RequestFeatures,
     in_flight: &[Cell],
     subset: Option<&Subset>,
@@ -356,11 +404,15 @@ fn candidates(
             .and_then(|at| loads.get(at))
             .copied()
             .unwrap_or(LoadRecord { slot, load: Load::default(), ..LoadRecord::default() });
-        let Depths { gpu: full, any, resume_tokens } = depths
-            .binary_search_by_key(&slot, |(slot, _)| *slot)
-            .ok()
-            .and_then(|at| depths.get(at))
-            .map_or(Depths::default(), |(_, depths)| *depths);
+        let remembered = sent.filter(|_| record.source == SourceState::None);
+        let Depths { gpu: full, any, resume_tokens } = match remembered {
+            Some(sent) => sent.depths(slot),
+            None => depths
+                .binary_search_by_key(&slot, |(slot, _)| *slot)
+                .ok()
+                .and_then(|at| depths.get(at))
+                .map_or(Depths::default(), |(_, depths)| *depths),
+        };
         // An engine with windowed KV groups reuses the prefix up to where it can resume.
         let gpu = match resume_tokens {
             Some(tokens) if tokens < full.1 => {
@@ -376,7 +428,7 @@ fn candidates(
             slot,
             address: address.to_owned(),
             load: record.load,
-            source: record.source,
+            source: remembered.map_or(record.source, |_| SourceState::Approximate),
             block_size_tokens: record.block_size_tokens,
             matched: PrefixMatch {
                 gpu_strides: gpu.0,

@@ -10,6 +10,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
+mod approximate;
 mod config;
 mod intake;
 mod modules;
@@ -18,6 +19,7 @@ mod pools;
 mod probe;
 mod report;
 mod reservations;
+mod rewrites;
 mod rows;
 mod speculation;
 mod state;
@@ -26,12 +28,15 @@ mod vm;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
 
-pub use config::{ConfigError, IntakeConfig, PickerConfig, SessionConfig, SessionStrategy};
+pub use config::{
+    ApproximatePrefix, ConfigError, IntakeConfig, PickerConfig, SessionConfig, SessionStrategy,
+};
 pub use intake::{BodyStep, HeadersStep, Intake, Outcome};
 pub use picker::Picker;
 pub use pools::{ModelNames, POOL_HEADER, PoolConfig, Pools};
 pub use report::Report;
 pub use reservations::{Published, Reservation, Reservations};
+pub use rewrites::{Rewrite, Target};
 pub use rows::Row;
 pub use speculation::{Speculation, trail_of};
 pub use state::{StateError, View};

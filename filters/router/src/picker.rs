@@ -11,6 +11,7 @@ use routing::{
 };
 use serde_json::{Map, Value, json};
 
+use crate::approximate::SentTrace;
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
 use crate::probe;
@@ -150,6 +151,9 @@ impl Picker {
             && vm.reservations.move_to(reservation, EndpointHash::of(&address))
         {
             vm.report.moved(host);
+            if let Some(trace) = reservation.sent.take() {
+                (*trace).moved(host, &mut vm.report, EndpointHash::of(&address));
+            }
             vm.publish(host, self.config.hash, host.monotonic_ns());
         }
         if self.config.has_served_header
@@ -208,7 +212,10 @@ impl Picker {
         let uncached = |target: &&Candidate| {
             (EndpointHash::of(&target.address), uncached_tokens(&features.request, target))
         };
-        let reservation = vm.reservations.reserve(targets.iter().map(uncached).collect());
+        let mut reservation = vm.reservations.reserve(targets.iter().map(uncached).collect());
+        if let Some(reservation) = &mut reservation {
+            reservation.sent = SentTrace::begin(host, &mut vm.report, features, &targets);
+        }
         if !record(host, features.scope, first.slot, decision.was_cold, picks) {
             vm.report.mishap(host, "pick_not_recorded");
         }
@@ -317,7 +324,10 @@ fn is_lowered(candidate: &Candidate) -> bool {
 
 /// What the meter compares the answer with.
 fn prediction(features: &Features, targets: &[&Candidate]) -> Prediction {
-    let has_state = |candidate: &Candidate| candidate.source != SourceState::None;
+    // What is only remembered of where prompts went was announced by nobody.
+    let has_state = |candidate: &Candidate| {
+        !matches!(candidate.source, SourceState::None | SourceState::Approximate)
+    };
     let could_serve = features.candidates.iter().filter(|c| c.load.is_ready && has_state(c));
     let predicted = |target: &&Candidate| Predicted {
         slot: target.slot,
@@ -423,6 +433,13 @@ fn explanation(
         "prompt_bytes": features.request.prompt_bytes,
         "unmatched": features.request.unmatched_reason,
     });
+    let guessed = by_address(features, |candidate| {
+        let is_guess = candidate.source == SourceState::Approximate;
+        if is_guess { candidate.matched.gpu_tokens } else { 0 }
+    });
+    if let (false, Some(line)) = (guessed.is_empty(), line.as_object_mut()) {
+        line.insert("approximate".to_owned(), Value::Object(guessed));
+    }
     let lowered = features.candidates.iter().filter(|candidate| is_lowered(candidate));
     if let (false, Some(line)) = (shadows.is_empty(), line.as_object_mut()) {
         let shadows = shadows.iter().map(|(name, other)| ((*name).to_owned(), json!(other)));

@@ -73,6 +73,11 @@ impl Report {
         self.counters.add(host, "wasm_epp_requests_rerouted", "", "_total");
     }
 
+    /// A request asks for another model now.
+    pub fn rewritten(&mut self, host: &impl Host) {
+        self.counters.add(host, "wasm_epp_requests_rewritten", "", "_total");
+    }
+
     /// A scorer module had no score for a request.
     pub fn scores_absent(&mut self, host: &impl Host, scorer: &str) {
         self.by_scorer.add(host, "wasm_epp_scores_absent_", scorer, "_total");

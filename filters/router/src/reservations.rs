@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use feed::{Cell, EndpointHash, Key, MAX_CELLS, MAX_ROWS, MatrixRow, OtherGateways, add_cells};
 use hostcalls::{Expect, Host, Status};
 
+use crate::approximate::SentTrace;
+
 /// A row whose beat is older than this is of a dead VM; a live one beats every second.
 pub(crate) const DEAD_NS: u64 = 3_000_000_000;
 /// The other gateways' sums are not used when the daemon has been silent for this long.
@@ -22,6 +24,8 @@ pub struct Reservation {
     tokens: u64,
     /// What it would cost each destination.
     targets: Vec<(EndpointHash, u64)>,
+    /// What was remembered of where it went.
+    pub(crate) sent: Option<Box<SentTrace>>,
 }
 
 /// What became of a written row.
@@ -47,7 +51,7 @@ impl Reservations {
     pub fn reserve(&mut self, targets: Vec<(EndpointHash, u64)>) -> Option<Reservation> {
         let (endpoint, tokens) = *targets.first()?;
         self.add(endpoint, tokens);
-        Some(Reservation { endpoint, tokens, targets })
+        Some(Reservation { endpoint, tokens, targets, sent: None })
     }
 
     /// The request is served by `endpoint`. True when that is not where it was.

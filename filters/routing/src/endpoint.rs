@@ -18,6 +18,8 @@ pub enum SourceState {
     Degraded,
     /// No connection to the engine's events: the state is frozen.
     Lost,
+    /// The engine announces nothing; what counts is what the gateway sent it.
+    Approximate,
 }
 
 impl SourceState {
@@ -25,7 +27,8 @@ impl SourceState {
     /// neither trusted silently nor dropped silently.
     pub fn trust_ratio(self) -> f32 {
         match self {
-            Self::Live => 1.0,
+            // As llm-d's: it is not known to be wrong, and there is no better for this engine.
+            Self::Live | Self::Approximate => 1.0,
             Self::Resyncing | Self::Degraded | Self::Lost => 0.5,
             Self::None => 0.0,
         }

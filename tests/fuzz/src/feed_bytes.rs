@@ -2,8 +2,8 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, MatrixRow,
-    ModelValue, OtherGateways, Picks, Prediction, Scores, Table, WorkerRow, find_stride, find_trails,
-    value_epoch,
+    ModelValue, OtherGateways, Picks, Prediction, Scores, SentBucket, SentClocks, SentPlan, Table,
+    WorkerRow, find_sent, find_stride, find_trails, value_epoch,
 };
 use prefix::Listed;
 
@@ -26,6 +26,10 @@ pub fn decode(bytes: &[u8]) {
     again(bytes, Scores::decode, Scores::encode);
     again(bytes, MatrixRow::decode, MatrixRow::encode);
     again(bytes, OtherGateways::decode, OtherGateways::encode);
+    again(bytes, SentBucket::decode, SentBucket::encode);
+    again(bytes, SentClocks::decode, SentClocks::encode);
+    again(bytes, SentPlan::decode, SentPlan::encode);
+    assert!(find_sent(bytes, 0).is_ok() == SentBucket::decode(bytes).is_ok());
     let mut trails = 0;
     let _ = find_trails(bytes, &[7, 8], |_| trails += 1);
     assert!(trails <= bytes.len());

@@ -1,6 +1,7 @@
 //! What the meter reads: answers of engines in pieces, and bodies it adds an option to.
 
 use meter::{MeterConfig, NoEdit, Passed, TAIL_BYTES, Tail, UsageRemover, ask_for_usage, find_usage};
+use rewrite::{Kind, Renamer};
 
 /// The first byte is the size of the pieces; the rest is an answer, and a request.
 pub fn read(bytes: &[u8]) {
@@ -30,6 +31,15 @@ pub fn read(bytes: &[u8]) {
         };
         assert!(passed == whole, "cut otherwise, passed otherwise");
         assert!(remover.has_found() || passed == bytes, "nothing found, something taken");
+    }
+    for kind in [Kind::Object, Kind::Events] {
+        let renamer = || Renamer::new(kind, b"\"asked\"".to_vec());
+        let whole = renamer().pass(bytes).unwrap_or_else(|| bytes.to_vec());
+        let mut one = renamer();
+        let pieces = bytes.chunks(piece).map(|chunk| one.pass(chunk).unwrap_or_else(|| chunk.to_vec()));
+        let pieces: Vec<u8> = pieces.flatten().collect();
+        assert!(pieces == whole, "cut otherwise, renamed otherwise");
+        assert!(one.replaced() > 0 || whole == bytes, "nothing renamed, something changed");
     }
     if let Ok(edit) = ask_for_usage(bytes) {
         let sent = edit.apply(bytes);

@@ -40,7 +40,10 @@ directory = record(
 table = record("T", u64(EPOCH), u16(2), u16(0), text("10.0.0.1:8000"), u16(3), text("[fd00::1]:8000"))
 load_known = u8(1 | 2 | 4 | 8) + u8(1) + u32(5) + u32(6) + f32(0.25) + u32(16)
 load_unknown = u8(0) + u8(4) + u32(0) + u32(0) + f32(0.0) + u32(0)
-loads = record("L", u64(EPOCH), u16(2), u16(0), load_known, u16(3), load_unknown)
+loads = record(
+    "L", u64(EPOCH), u16(2), u16(0), load_known, u32(6400), u32(1_700_000_000),
+    u16(3), load_unknown, u32(0), u32(0),
+)
 spec = b'{"chat_template":null}'
 model = record("M", u64(EPOCH), bytes(range(64)), u32(1024), f32(4.0), u32(len(spec)), spec)
 picks = record("P", u64(EPOCH), u64(300), u16(2), u16(0), u64(299), u64(0), u16(3), u64(300), u64(7))
@@ -86,6 +89,17 @@ trails = record(
 )
 
 
+clock = lambda endpoint, *fields: u64(endpoint) + u64(fields[0]) + u32(fields[1]) + u32(fields[2])
+sent_clocks = record(
+    "Y", u16(2), clock(fnv1a("10.0.0.1:8000"), 2**40, 125_000, 1_700_000_000), clock(7, 0, 0, 0),
+)
+sent_holder = lambda number, stamp: u16(number) + struct.pack("<Q", stamp)[:6]
+sent_bucket = record(
+    "X", u32(0xDEADBEEF), u16(2), sent_holder(0, 2**40 - 1), sent_holder(799, 0), u32(1), u16(1), sent_holder(3, 4),
+)
+sent_plan = record("Z", u8(2), u64(0xDEADBEEF_00000001), u64(2), u16(1), u16(3) + u32(125_000) + u32(1_700_000_000))
+
+
 def stride(fingerprint, tokens, gpu, offloaded, resumes):
     body = varint(tokens) + varint(len(gpu)) + varint(len(offloaded))
     body += b"".join(map(varint, gpu + offloaded))
@@ -126,6 +140,7 @@ for name, value in [
     ("head", head), ("row", row), ("directory", directory), ("table", table), ("loads", loads),
     ("model", model), ("picks", picks), ("bucket", bucket), ("features", features), ("matrix", matrix),
     ("others", others), ("trails", trails), ("batch", batch), ("ack", ack), ("scores", scores),
+    ("sent_clocks", sent_clocks), ("sent_bucket", sent_bucket), ("sent_plan", sent_plan),
     ("prediction", prediction), ("accuracy", accuracy), ("accuracy_report", accuracy_report),
 ]:
     print(name, value.hex())

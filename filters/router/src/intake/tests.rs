@@ -13,6 +13,7 @@ use routing::SourceState;
 use super::*;
 use crate::{DESTINATION_HEADER, Picker, PickerConfig};
 
+mod approximate;
 mod in_flight;
 mod pools;
 mod subset;
@@ -110,6 +111,7 @@ impl Gateway {
             },
             source: SourceState::Live,
             block_size_tokens: 16,
+            ..LoadRecord::default()
         };
         let records = (0u16..).zip(waiting).map(record).collect();
         self.set(Key::Load(Key::parity(epoch), 0), &LoadTable { epoch, records }.encode());

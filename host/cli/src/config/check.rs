@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-use super::address;
 use super::error::Refused;
 use super::plugins::routing;
 use super::raw::{
@@ -14,6 +13,7 @@ use super::{
     Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics, Model, ModelSource,
     Pool, Snapshot,
 };
+use super::{address, rewrites};
 
 /// Envoy's own names of its log levels.
 const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
@@ -36,8 +36,10 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     if raw.kv_events_listen.is_none() {
         replays_have_events(&pools)?;
     }
+    let model_rewrites = rewrites::check(raw.model_rewrites, &pools)?;
     Ok(Config {
         file: file.to_owned(),
+        model_rewrites,
         data_dir: address::resolve(base, &filled("dataDir", raw.data_dir)?),
         admin: address::canonical("admin", &raw.admin)?,
         kv_events_listen: raw
@@ -404,7 +406,7 @@ pub(super) fn filled(key: &str, text: String) -> Result<String, Refused> {
     Ok(text)
 }
 
-fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
+pub(super) fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     if seen.insert(value.to_owned()) {
         return Ok(());
     }

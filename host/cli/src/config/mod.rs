@@ -4,10 +4,12 @@
 //! the file are relative to the file's own folder.
 
 mod address;
+mod approximate;
 mod check;
 mod error;
 mod plugins;
 mod raw;
+mod rewrites;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +18,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::FeedAddress;
+pub use approximate::ApproximatePrefix;
 pub use error::ConfigError;
+pub use rewrites::{ModelRewrite, RewriteTarget};
 use routing::Needs;
 use scorers::spec::RoutingSpec;
 
@@ -42,6 +46,8 @@ pub struct Config {
     pub snapshot: Option<Snapshot>,
     /// How an endpoint is chosen.
     pub routing: Routing,
+    /// Requests that go to another model than they ask for.
+    pub model_rewrites: Vec<ModelRewrite>,
     /// How answers are measured; `None` leaves the module out.
     pub meter: Option<Meter>,
     /// What `render --gateway envoy` writes.
@@ -192,6 +198,8 @@ pub struct Routing {
     pub retries: u32,
     /// Whether answers name the endpoint they are from, in a header.
     pub has_served_header: bool,
+    /// How prompts are remembered for endpoints without events; `None` for not at all.
+    pub approximate_prefix: Option<ApproximatePrefix>,
 }
 
 /// How answers are measured.

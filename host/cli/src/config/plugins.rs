@@ -8,7 +8,7 @@ use scorers::spec::{MODULE, PluginSpec, ProfileSpec, RoutingSpec, SpecError};
 use super::check::{filled, within};
 use super::error::Refused;
 use super::raw::{RawPlugin, RawProfile, RawRouting, default_scorers};
-use super::{BUFFER_LIMIT_BYTES, MAX_MODULE_PLACES, PluginModule, Routing, address};
+use super::{BUFFER_LIMIT_BYTES, MAX_MODULE_PLACES, PluginModule, Routing, address, approximate};
 
 pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> {
     let most = MAX_MODULE_PLACES as i64;
@@ -67,6 +67,7 @@ pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> 
         )?,
         retries,
         has_served_header: raw.served_header,
+        approximate_prefix: approximate::check(raw.approximate_prefix)?,
     })
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Raw {
     pub(super) metrics: Option<RawMetrics>,
     pub(super) snapshot: Option<RawSnapshot>,
     pub(super) routing: Option<RawRouting>,
+    #[serde(default)]
+    pub(super) model_rewrites: Vec<RawModelRewrite>,
     /// Left out it is off, so nothing under it must be told apart from that.
     #[serde(default, deserialize_with = "section")]
     pub(super) meter: Option<RawMeter>,
@@ -109,6 +111,7 @@ pub(super) struct RawRouting {
     pub(super) retries: i64,
     pub(super) module_places: i64,
     pub(super) served_header: bool,
+    pub(super) approximate_prefix: RawApproximatePrefix,
 }
 
 impl Default for RawRouting {
@@ -124,6 +127,51 @@ impl Default for RawRouting {
             retries: 2,
             module_places: 4,
             served_header: true,
+            approximate_prefix: RawApproximatePrefix::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawModelRewrite {
+    #[serde(default)]
+    pub(super) r#match: Vec<RawMatch>,
+    pub(super) targets: Vec<RawTarget>,
+    pub(super) pool: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawMatch {
+    pub(super) model: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawTarget {
+    pub(super) model: String,
+    #[serde(default = "default_target_weight")]
+    pub(super) weight: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawApproximatePrefix {
+    pub(super) enabled: bool,
+    pub(super) auto_tune: bool,
+    pub(super) lru_capacity_per_server: i64,
+    pub(super) max_prefix_tokens: i64,
+}
+
+impl Default for RawApproximatePrefix {
+    /// llm-d's.
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            auto_tune: true,
+            lru_capacity_per_server: 31_250,
+            max_prefix_tokens: 131_072,
         }
     }
 }
@@ -223,4 +271,8 @@ fn default_snapshot_interval() -> i64 {
 
 fn default_max_strides() -> i64 {
     1_000_000
+}
+
+fn default_target_weight() -> i64 {
+    1
 }

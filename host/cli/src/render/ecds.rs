@@ -9,7 +9,7 @@ use super::ModulePaths;
 use super::files::content_hash;
 use routing::{Needs, SessionSource};
 
-use crate::config::{Config, Model, Pool, Routing};
+use crate::config::{Config, Model, ModelRewrite, Pool, RewriteTarget, Routing};
 
 /// Router and feeder share it: shared data is kept per `vm_id`. A scorer module has one of its own,
 /// so that one that dies takes no other with it.
@@ -36,6 +36,8 @@ const ROUTER_CAPABILITIES: &[&str] = &[
     "proxy_replace_header_map_value",
     // For a request that no endpoint may serve.
     "proxy_send_local_response",
+    // For a request that goes to another model.
+    "proxy_set_buffer_bytes",
     "proxy_set_property",
     "proxy_set_shared_data",
     "proxy_set_tick_period_milliseconds",
@@ -207,6 +209,15 @@ pub(super) fn filters(
         });
         filters.push(("meter".to_owned(), wasm("meter", &loaded, configuration)));
     }
+    if let (false, Some(module)) = (config.model_rewrites.is_empty(), &modules.meter) {
+        let loaded = Loaded {
+            file: module,
+            vm_id: RESTORER_VM_ID,
+            calls: METER_CAPABILITIES,
+            ..router.clone()
+        };
+        filters.push((RESTORER.to_owned(), wasm("restore", &loaded, json!({}))));
+    }
     filters
 }
 
@@ -249,6 +260,11 @@ fn read_by_plugins(intake: &mut Value, needs: &Needs) {
     }
 }
 
+/// The filter that names the asked model in answers, which is the meter's module.
+pub(super) const RESTORER: &str = "restorer";
+/// A VM apart from the meter's: its death costs names, not measurements.
+const RESTORER_VM_ID: &str = "wasm-epp-restorer";
+
 /// Tells a scorer's configurations apart: another module, other parameters, another number. It comes
 /// back with each of its scores.
 fn revision(file: &Path, configuration: &Value) -> u32 {
@@ -275,6 +291,25 @@ fn intake(config: &Config) -> Value {
         "maxStateAgeMs": config.routing.max_state_age_ms,
         "pools": config.pools.iter().map(pool).collect::<Vec<_>>(),
     });
+    let mut endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
+    if let Some(approximate) = config.routing.approximate_prefix
+        && endpoints.any(|endpoint| endpoint.kv_events.is_none())
+    {
+        intake["approximatePrefix"] = json!({
+            "capacityTokens": approximate.capacity_tokens,
+            "autoTune": approximate.auto_tune,
+            "maxPrefixTokens": approximate.max_prefix_tokens,
+        });
+    }
+    if !config.model_rewrites.is_empty() {
+        let target =
+            |target: &RewriteTarget| json!({"model": target.model, "weight": target.weight});
+        let rule = |rule: &ModelRewrite| {
+            let targets: Vec<Value> = rule.targets.iter().map(target).collect();
+            json!({"models": rule.models, "targets": targets, "pool": rule.pool})
+        };
+        intake["rewrites"] = config.model_rewrites.iter().map(rule).collect();
+    }
     if let [first, _, ..] = config.pools.as_slice() {
         intake["byModel"] = json!(first.name);
     }

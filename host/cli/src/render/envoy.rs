@@ -25,10 +25,16 @@ const DESTINATION: &str = "x-gateway-destination-endpoint";
 /// The header by which intake chooses the route of a pool.
 const POOL: &str = "x-wasm-epp-pool";
 
+/// The header by which intake puts the restorer into a stream.
+const REWRITTEN: &str = "x-wasm-epp-rewritten";
+
 /// Headers by which a client could choose an engine or a pool, or be told apart from the gateway.
-const CLIENT_MAY_NOT_SEND: [&str; 5] = [
+const CLIENT_MAY_NOT_SEND: [&str; 7] = [
     DESTINATION,
     POOL,
+    REWRITTEN,
+    // Says to engines what intake did; that a client asks for it by name is not supported.
+    "x-llm-d-model-name-rewrite",
     "x-gateway-destination-endpoint-served",
     "x-gateway-destination-endpoint-subset",
     "x-prefiller-host-port",
@@ -89,6 +95,9 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
         std::iter::once(disabled("intake")).chain(places(config, ecds)).collect();
     filters.push(discovered("picker", ecds));
     filters.extend(config.meter.map(|_| disabled("meter")));
+    if !config.model_rewrites.is_empty() {
+        filters.push(restorer(ecds));
+    }
     filters.push(router());
     let remove: Vec<Value> =
         CLIENT_MAY_NOT_SEND.iter().map(|name| json!({"remove": name})).collect();
@@ -263,7 +272,10 @@ fn cluster(pool: &Pool) -> Value {
                         "typed_config": {
                             "@type": http("header_mutation.v3.HeaderMutation"),
                             "mutations": {
-                                "request_mutations": [{"remove": DESTINATION}, {"remove": POOL}],
+                                "request_mutations": [
+                                    {"remove": DESTINATION}, {"remove": POOL},
+                                    {"remove": REWRITTEN},
+                                ],
                             },
                         },
                     },
@@ -380,6 +392,46 @@ fn discovered(name: &str, ecds: &Path) -> Value {
             },
             "type_urls": [http("wasm.v3.Wasm"), http(STAND_IN)],
             "default_config": stand_in(),
+        },
+    })
+}
+
+/// The filter of answers, which is made for a stream only when its headers pass here and bear
+/// intake's mark: no other stream pays for its callbacks. (A route could not enable it: which filters
+/// a stream has is settled by its first route, before its body is read.)
+fn restorer(ecds: &Path) -> Value {
+    let mut dynamic = discovered(super::ecds::RESTORER, ecds);
+    let marked = json!({"single_predicate": {
+        "input": {
+            "name": "mark",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+                "header_name": REWRITTEN,
+            },
+        },
+        "value_match": {"exact": "1"},
+    }});
+    json!({
+        "name": super::ecds::RESTORER,
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+            "extension_config": {
+                "name": "composite",
+                "typed_config": {"@type": http("composite.v3.Composite")},
+            },
+            "xds_matcher": {"matcher_list": {"matchers": [{
+                "predicate": marked,
+                "on_match": {"action": {
+                    "name": super::ecds::RESTORER,
+                    "typed_config": {
+                        "@type": http("composite.v3.ExecuteFilterAction"),
+                        "dynamic_config": {
+                            "name": super::ecds::RESTORER,
+                            "config_discovery": dynamic["config_discovery"].take(),
+                        },
+                    },
+                }},
+            }]}},
         },
     })
 }

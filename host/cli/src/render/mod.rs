@@ -162,7 +162,10 @@ impl Modules {
             router: own("router.wasm")?,
             feeder: own("feeder.wasm")?,
             scorers: config.routing.modules.iter().map(scorer).collect::<Result<_, _>>()?,
-            meter: config.meter.map(|_| own("meter.wasm")).transpose()?,
+            // The restorer of rewritten names is in the meter's module.
+            meter: (config.meter.is_some() || !config.model_rewrites.is_empty())
+                .then(|| own("meter.wasm"))
+                .transpose()?,
         })
     }
 

@@ -121,6 +121,7 @@ pub(crate) fn source_name(source: SourceState) -> &'static str {
         SourceState::Resyncing => "resyncing",
         SourceState::Degraded => "degraded",
         SourceState::Lost => "lost",
+        SourceState::Approximate => "approximate",
     }
 }
 

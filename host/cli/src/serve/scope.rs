@@ -102,6 +102,8 @@ pub(crate) struct Engine {
     pub(crate) first_batch_at: Option<f64>,
     /// Tokens per block by its events, else by its metrics; 0 while unknown.
     pub(crate) block_size_tokens: u32,
+    /// Tokens its KV cache has room for, by its metrics; 0 while unknown.
+    pub(crate) cache_tokens: u32,
     /// Tokens per block by its metrics alone.
     pub(crate) metrics_block_size_tokens: Option<u32>,
     /// When the last batch of events was applied.
@@ -440,5 +442,8 @@ pub(crate) fn record(slot: u16, engine: &Engine) -> LoadRecord {
         load: engine.load,
         source: engine.source(),
         block_size_tokens: engine.block_size_tokens,
+        cache_tokens: engine.cache_tokens,
+        // Saturating: what is no such time is unknown.
+        started_s: engine.process_start.map_or(0, |seconds| seconds as u32),
     }
 }

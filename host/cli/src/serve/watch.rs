@@ -243,6 +243,12 @@ fn answered(engine: &mut Engine, load: &EngineLoad) {
         kv_usage_ratio: load.kv_usage_ratio.map(|ratio| ratio as f32),
     };
     engine.metrics_block_size_tokens = load.block_size_tokens;
+    engine.cache_tokens = match (load.block_size_tokens, load.num_gpu_blocks) {
+        (Some(size), Some(blocks)) => {
+            u32::try_from(blocks.saturating_mul(u64::from(size))).unwrap_or(u32::MAX)
+        }
+        _ => 0,
+    };
     engine.prompt_tokens = load.prompt_tokens.map(|now| match engine.prompt_tokens {
         Some((first, before)) if now >= before => (first, now),
         // Fewer than before: another process.
@@ -266,6 +272,23 @@ fn failed(engine: &mut Engine, error: String, down_after: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_room_of_a_cache_is_known_only_by_both_its_numbers() {
+        let check = |block_size_tokens, num_gpu_blocks, expected: u32| {
+            let mut engine = Engine { process_start: Some(1_700_000_000.4), ..Engine::default() };
+            let load = EngineLoad { block_size_tokens, num_gpu_blocks, ..EngineLoad::default() };
+            answered(&mut engine, &load);
+            let record = crate::serve::scope::record(0, &engine);
+            assert_eq!((record.cache_tokens, record.started_s), (expected, 1_700_000_000));
+        };
+        check(Some(16), Some(400), 6_400);
+        check(Some(16), None, 0);
+        check(None, Some(400), 0);
+        check(Some(u32::MAX), Some(u64::MAX), u32::MAX);
+        let record = crate::serve::scope::record(0, &Engine::default());
+        assert_eq!((record.cache_tokens, record.started_s), (0, 0));
+    }
 
     #[test]
     fn an_engine_is_down_after_failures_in_a_row_and_up_with_one_answer() {
