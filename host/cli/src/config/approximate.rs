@@ -15,16 +15,18 @@ pub struct ApproximatePrefix {
     pub max_prefix_tokens: u32,
 }
 
-/// Tokens of a block of `lruCapacityPerServer`: llm-d's smallest.
-const BLOCK_TOKENS: u32 = 64;
+/// Fewest tokens of a block of `lruCapacityPerServer`; llm-d takes smaller ones for this too.
+const MIN_BLOCK_TOKENS: u32 = 64;
 
 pub(super) fn check(raw: RawApproximatePrefix) -> Result<Option<ApproximatePrefix>, Refused> {
     let key = |name: &str| format!("routing.approximatePrefix.{name}");
     let blocks: u32 =
         within(&key("lruCapacityPerServer"), raw.lru_capacity_per_server, 1, 10_000_000)?;
-    let max_prefix_tokens = within(&key("maxPrefixTokens"), raw.max_prefix_tokens, 64, 1_000_000)?;
+    let block: u32 = within(&key("blockSizeTokens"), raw.block_size_tokens, 1, 65_536)?;
+    let max_prefix_tokens =
+        within(&key("maxPrefixTokensToMatch"), raw.max_prefix_tokens_to_match, 64, 1_000_000)?;
     Ok(raw.enabled.then_some(ApproximatePrefix {
-        capacity_tokens: blocks * BLOCK_TOKENS,
+        capacity_tokens: blocks.saturating_mul(block.max(MIN_BLOCK_TOKENS)),
         auto_tune: raw.auto_tune,
         max_prefix_tokens,
     }))

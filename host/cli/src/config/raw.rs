@@ -161,7 +161,8 @@ pub(super) struct RawApproximatePrefix {
     pub(super) enabled: bool,
     pub(super) auto_tune: bool,
     pub(super) lru_capacity_per_server: i64,
-    pub(super) max_prefix_tokens: i64,
+    pub(super) block_size_tokens: i64,
+    pub(super) max_prefix_tokens_to_match: i64,
 }
 
 impl Default for RawApproximatePrefix {
@@ -171,7 +172,8 @@ impl Default for RawApproximatePrefix {
             enabled: true,
             auto_tune: true,
             lru_capacity_per_server: 31_250,
-            max_prefix_tokens: 131_072,
+            block_size_tokens: 64,
+            max_prefix_tokens_to_match: 131_072,
         }
     }
 }

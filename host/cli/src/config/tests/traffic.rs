@@ -13,7 +13,7 @@ fn endpoints_without_events_are_remembered_as_llm_d_does_unless_told_otherwise()
     assert_eq!((default.capacity_tokens, default.max_prefix_tokens), (2_000_000, 131_072));
     assert!(default.auto_tune);
     assert_eq!(of("routing: {approximatePrefix: {enabled: false}}"), None);
-    let some = "{autoTune: false, lruCapacityPerServer: 100, maxPrefixTokens: 64}";
+    let some = "{autoTune: false, lruCapacityPerServer: 100, maxPrefixTokensToMatch: 64, blockSizeTokens: 16}";
     let some = of(&format!("routing: {{approximatePrefix: {some}}}")).unwrap();
     assert_eq!((some.auto_tune, some.capacity_tokens, some.max_prefix_tokens), (false, 6_400, 64));
     let check = |key: &str, value: &str, range: &str| {
@@ -25,7 +25,11 @@ fn endpoints_without_events_are_remembered_as_llm_d_does_unless_told_otherwise()
         );
     };
     check("lruCapacityPerServer", "0", "1..=10000000");
-    check("maxPrefixTokens", "63", "64..=1000000");
+    check("maxPrefixTokensToMatch", "63", "64..=1000000");
+    check("blockSizeTokens", "0", "1..=65536");
+    let large =
+        of("routing: {approximatePrefix: {lruCapacityPerServer: 10, blockSizeTokens: 128}}");
+    assert_eq!(large.unwrap().capacity_tokens, 1_280);
 }
 
 #[test]
