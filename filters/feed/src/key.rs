@@ -27,6 +27,8 @@ pub enum Key {
     Picks(u16),
     /// [`crate::Accuracy`] of a scope; written by the meter.
     Accuracy(u16),
+    /// [`crate::Sessions`] of a bucket; written by the router.
+    Sessions(u16),
     /// [`crate::Directory`] of the epochs of a parity.
     Directory(bool),
     /// [`crate::Table`] of a scope.
@@ -88,6 +90,10 @@ impl Key {
                 put(b"C");
                 put(&scope.to_le_bytes());
             }
+            Self::Sessions(bucket) => {
+                put(b"E");
+                put(&bucket.to_le_bytes());
+            }
             Self::Directory(odd) => put(&[b'D', u8::from(odd)]),
             Self::Table(odd, scope) => put(&singleton(b'T', odd, scope)),
             Self::Load(odd, scope) => put(&singleton(b'L', odd, scope)),
@@ -133,6 +139,7 @@ impl Key {
             Self::OtherGateways(_) => b'O',
             Self::Picks(_) => b'P',
             Self::Accuracy(_) => b'C',
+            Self::Sessions(_) => b'E',
             Self::Directory(_) => b'D',
             Self::Table(..) => b'T',
             Self::Load(..) => b'L',
@@ -165,6 +172,7 @@ mod tests {
         check(Key::Picks(2), b"P\x02\x00");
         check(Key::Row(3), b"R\x03");
         check(Key::Accuracy(0x0102), b"C\x02\x01");
+        check(Key::Sessions(0x0102), b"E\x02\x01");
         check(Key::Matrix(3), b"I\x03");
         check(Key::Trails(3), b"W\x03");
         check(Key::OtherGateways(true), b"O\x01");
@@ -187,6 +195,7 @@ mod tests {
                 Key::Trails(slot),
                 Key::Picks(scope),
                 Key::Accuracy(scope),
+                Key::Sessions(scope),
             ] {
                 prop_assert!(Key::parse_writable(key.encode().as_ref()).is_err());
             }

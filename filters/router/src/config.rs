@@ -4,7 +4,9 @@ use routing::{Profile, SCORER_TYPES, WeightedScorer, scorer_of_type};
 use serde::Deserialize;
 
 use crate::modules::{MAX_MODULES, ModuleScorer};
+use crate::needs::{Needs, Objective};
 use crate::pools::{PoolConfig, Pools};
+use crate::session::{RawSession, SessionAffinity};
 use crate::subset::MAX_DESTINATIONS;
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
@@ -45,6 +47,21 @@ struct RawIntake {
     /// A number that is another one when the filter was only to be loaded again.
     #[serde(default, rename = "revision")]
     _revision: u32,
+    #[serde(default)]
+    headers: Vec<String>,
+    #[serde(default)]
+    labels: Vec<String>,
+    #[serde(default)]
+    attributes: Vec<String>,
+    #[serde(default)]
+    request_control: bool,
+    #[serde(default)]
+    rates: bool,
+    #[serde(default)]
+    objectives: Vec<Objective>,
+    session: Option<RawSession>,
+    #[serde(default)]
+    refuse: bool,
 }
 
 /// Configuration of `intake`.
@@ -55,6 +72,12 @@ pub struct IntakeConfig {
     pub max_state_age_ms: u64,
     /// Pools this listener serves.
     pub pools: Pools,
+    /// What plugins read beyond what is always published.
+    pub needs: Needs,
+    /// How requests say which session they are of, if anybody asks.
+    pub session: Option<SessionAffinity>,
+    /// Whether a body that cannot be read is refused.
+    pub refuses: bool,
 }
 
 impl IntakeConfig {
@@ -78,6 +101,17 @@ impl IntakeConfig {
             max_body_bytes: raw.max_body_bytes,
             max_state_age_ms: raw.max_state_age_ms,
             pools: Pools::new(raw.pools, raw.by_model),
+            needs: Needs {
+                headers: raw.headers,
+                labels: raw.labels,
+                attributes: raw.attributes,
+                request_control: raw.request_control,
+                rates: raw.rates,
+                objectives: raw.objectives,
+            }
+            .check()?,
+            session: raw.session.map(|raw| SessionAffinity::new("intake", raw)).transpose()?,
+            refuses: raw.refuse,
         })
     }
 }
@@ -94,6 +128,9 @@ struct RawPicker {
     _revision: u32,
     #[serde(default)]
     served_header: bool,
+    session: Option<RawSession>,
+    #[serde(default)]
+    refuse: bool,
 }
 
 #[derive(Deserialize)]
@@ -116,6 +153,10 @@ pub struct PickerConfig {
     pub has_meter: bool,
     /// Whether answers say which endpoint they are from.
     pub has_served_header: bool,
+    /// How requests say which session they are of, if anybody asks.
+    pub session: Option<SessionAffinity>,
+    /// Whether a request is refused where llm-d does.
+    pub refuses: bool,
     /// Scorers that run as filters of their own, before it.
     pub(crate) modules: Vec<ModuleScorer>,
     /// Hash of the configuration's bytes, reported in the worker's row.
@@ -171,6 +212,8 @@ impl PickerConfig {
             modules,
             has_meter: raw.meter,
             has_served_header: raw.served_header,
+            session: raw.session.map(|raw| SessionAffinity::new("picker", raw)).transpose()?,
+            refuses: raw.refuse,
             hash: fnv1a(json),
         })
     }
@@ -231,6 +274,17 @@ mod tests {
             ),
             "configuration of intake: byModel is c, accepted is a, b"
         );
+        let needs = |more: &str| {
+            intake(&format!(r#"{{"maxBodyBytes":9,"maxStateAgeMs":1,"pools":[],{more}}}"#))
+        };
+        let many: Vec<String> = (0..17).map(|i| format!("\"x-{i}\"")).collect();
+        assert_eq!(
+            needs(&format!(r#""headers":[{}]"#, many.join(","))),
+            "configuration of intake: headers is 17 names, accepted is at most 16"
+        );
+        assert!(needs(r#""headers":["X-A"]"#).contains("headers[] is X-A, accepted is a header"));
+        assert!(needs(r#""labels":[""]"#).contains("labels[] is , accepted is 1 to 317 bytes"));
+        assert!(needs(r#""objectives":[{"name":"a"}]"#).contains("missing field `priority`"));
     }
 
     #[test]

@@ -12,8 +12,8 @@ mod profile;
 mod scorers;
 
 pub use endpoint::{
-    AdapterState, Candidate, EndpointSlot, InFlight, Load, PickHistory, PrefixMatch, Rates,
-    Reliability, RequestFeatures, SourceState,
+    AdapterState, Candidate, ENGINE_ATTRIBUTES, EndpointSlot, InFlight, Load, PickHistory,
+    PrefixMatch, Rates, Reliability, RequestFeatures, SourceState,
 };
 pub use profile::{Decision, GivenScores, NoDecision, Profile, WeightedScorer};
 pub use scorers::{

@@ -54,6 +54,8 @@ pub enum NoDecision {
     NoCandidates,
     /// No endpoint is ready.
     NoneReady,
+    /// The profile's filters left none of those that are ready.
+    FilteredOut,
 }
 
 impl NoDecision {
@@ -62,6 +64,7 @@ impl NoDecision {
         match self {
             Self::NoCandidates => "no_candidates",
             Self::NoneReady => "none_ready",
+            Self::FilteredOut => "filtered_out",
         }
     }
 }

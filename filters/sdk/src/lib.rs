@@ -54,6 +54,6 @@ pub use configuration::ConfigError;
 pub use exports::glue;
 pub use module::Module;
 pub use routing::{
-    Candidate, InFlight, Load, OutOfRange, PickHistory, PrefixMatch, RequestFeatures, Scorer,
-    SourceState,
+    AdapterState, Candidate, InFlight, Load, OutOfRange, PickHistory, PrefixMatch, Rates,
+    RequestFeatures, Scorer, SourceState,
 };

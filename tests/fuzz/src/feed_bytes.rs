@@ -2,7 +2,7 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, MatrixRow,
-    ModelValue, OtherGateways, Picks, Prediction, Scores, Table, WorkerRow, find_stride, find_trails,
+    ModelValue, OtherGateways, Picks, Prediction, Scores, Sessions, Table, WorkerRow, find_stride, find_trails,
     value_epoch,
 };
 use prefix::Listed;
@@ -24,14 +24,16 @@ pub fn decode(bytes: &[u8]) {
     again(bytes, Accuracy::decode, Accuracy::encode);
     again(bytes, AccuracyReport::decode, AccuracyReport::encode);
     again(bytes, Scores::decode, Scores::encode);
+    again(bytes, Sessions::decode, Sessions::encode);
+    again(bytes, Table::decode, Table::encode);
+    again(bytes, LoadTable::decode, LoadTable::encode);
     again(bytes, MatrixRow::decode, MatrixRow::encode);
     again(bytes, OtherGateways::decode, OtherGateways::encode);
     let mut trails = 0;
     let _ = find_trails(bytes, &[7, 8], |_| trails += 1);
     assert!(trails <= bytes.len());
     let _ = Head::decode(bytes);
-    let _ = (Directory::decode(bytes).is_ok(), Table::decode(bytes).is_ok());
-    let _ = (LoadTable::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());
+    let _ = (Directory::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());
     let _ = (Picks::decode(bytes).is_ok(), WorkerRow::decode(bytes).is_ok());
 }
 

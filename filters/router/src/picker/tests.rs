@@ -45,7 +45,7 @@ fn pick(host: &MemoryHost, has_meter: bool, features: &Features) -> (Value, Opti
     let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
     host.properties.borrow_mut().clear();
     host.set_property(FEATURES_PROPERTY, &features.encode()).unwrap();
-    assert!(picker.pick(host, &mut Vm::default(), 1, 1).is_some());
+    assert!(picker.pick(host, &mut Vm::default(), 1, 1).unwrap().is_some());
     let lines = host.lines.borrow();
     let line = lines.last().unwrap().1.strip_prefix("Got pod scores ").unwrap();
     let left = host.property(&[PREDICTION_PROPERTY]).unwrap();

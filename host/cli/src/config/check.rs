@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::address;
 use super::error::Refused;
+use super::features;
 use super::raw::{
     Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawRouting, RawScorer,
     RawSnapshot,
@@ -43,7 +44,6 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
             .map(|text| address::zmq_bind("kvEventsListen", &text))
             .transpose()?,
         gateways,
-        pools,
         metrics: Metrics {
             interval_ms: within("metrics.intervalMs", metrics.interval_ms, 10, 60_000)?,
             timeout_ms: within("metrics.timeoutMs", metrics.timeout_ms, 10, 60_000)?,
@@ -54,10 +54,12 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
                 1_000,
             )?,
         },
+        objectives: features::objectives(raw.objectives, &pools)?,
         snapshot: raw.snapshot.map(snapshot).transpose()?,
         routing: routing(raw.routing.unwrap_or_default(), base)?,
         meter: raw.meter.map(meter).transpose()?,
         envoy,
+        pools,
         warnings,
     })
 }
@@ -323,6 +325,8 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
         replay,
         topic: raw.topic,
         metrics,
+        labels: features::labels(&format!("{key}.labels"), raw.labels)?,
+        attributes: features::attributes(&format!("{key}.attributes"), raw.attributes)?,
     })
 }
 
@@ -367,6 +371,8 @@ fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> {
         )?,
         retries: within("routing.retries", raw.retries, 0, 10)?,
         has_served_header: raw.served_header,
+        refuses: raw.refuse,
+        features: features::features(raw.features)?,
     })
 }
 
@@ -472,21 +478,26 @@ fn name(key: &str, text: String) -> Result<String, Refused> {
     if ok { Ok(text) } else { Err(Refused::new(key, text, "1..=128 characters of [A-Za-z0-9-_.]")) }
 }
 
-fn filled(key: &str, text: String) -> Result<String, Refused> {
+pub(super) fn filled(key: &str, text: String) -> Result<String, Refused> {
     if text.is_empty() || text.contains(char::is_control) {
         return Err(Refused::new(key, text, "at least one character and no control characters"));
     }
     Ok(text)
 }
 
-fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
+pub(super) fn unique(key: &str, value: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     if seen.insert(value.to_owned()) {
         return Ok(());
     }
     Err(Refused::new(key, value, "each one once; it was named before"))
 }
 
-fn within<T: TryFrom<i64>>(key: &str, value: i64, min: i64, max: i64) -> Result<T, Refused> {
+pub(super) fn within<T: TryFrom<i64>>(
+    key: &str,
+    value: i64,
+    min: i64,
+    max: i64,
+) -> Result<T, Refused> {
     let refused = || Refused::new(key, value, format!("{min}..={max}"));
     if !(min..=max).contains(&value) {
         return Err(refused());

@@ -6,16 +6,19 @@
 mod address;
 mod check;
 mod error;
+mod features;
 mod raw;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::FeedAddress;
 pub use error::ConfigError;
+pub use features::{Features, Objective};
 /// The scorers built into the router module, by the names of llm-d.
 pub use routing::SCORER_TYPES;
 
@@ -42,6 +45,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is kept on disk of the engines' state; `None` for nothing.
     pub snapshot: Option<Snapshot>,
+    /// Priorities that requests may name.
+    pub objectives: Vec<Objective>,
     /// How an endpoint is chosen.
     pub routing: Routing,
     /// How answers are measured; `None` leaves the module out.
@@ -152,6 +157,10 @@ pub struct Endpoint {
     pub topic: String,
     /// URL of its metrics.
     pub metrics: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its numeric attributes, finite.
+    pub attributes: BTreeMap<String, f32>,
 }
 
 /// How engines are watched.
@@ -190,6 +199,10 @@ pub struct Routing {
     pub retries: u32,
     /// Whether answers name the endpoint they are from, in a header.
     pub has_served_header: bool,
+    /// Whether requests are refused where llm-d refuses them.
+    pub refuses: bool,
+    /// What modules read beyond what is always published.
+    pub features: Features,
 }
 
 /// A scorer and its weight.

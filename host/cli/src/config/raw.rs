@@ -3,6 +3,8 @@
 //! Numbers are wider than their ranges, so that a value out of range is refused by the check that
 //! knows the key and the range, not by the YAML reader.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// The whole file. Only `pools` is required; a section with nothing under it is the default one.
@@ -18,6 +20,8 @@ pub(super) struct Raw {
     pub(super) pools: Vec<RawPool>,
     pub(super) metrics: Option<RawMetrics>,
     pub(super) snapshot: Option<RawSnapshot>,
+    #[serde(default)]
+    pub(super) objectives: Vec<RawObjective>,
     pub(super) routing: Option<RawRouting>,
     /// Left out it is off, so nothing under it must be told apart from that.
     #[serde(default, deserialize_with = "section")]
@@ -70,6 +74,10 @@ pub(super) struct RawEndpoint {
     #[serde(default)]
     pub(super) topic: String,
     pub(super) metrics: Option<String>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) attributes: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -103,6 +111,28 @@ pub(super) struct RawRouting {
     pub(super) retries: i64,
     pub(super) module_places: i64,
     pub(super) served_header: bool,
+    pub(super) refuse: bool,
+    pub(super) features: RawFeatures,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawFeatures {
+    pub(super) headers: Vec<String>,
+    pub(super) labels: Vec<String>,
+    pub(super) attributes: Vec<String>,
+    pub(super) request_control: bool,
+    pub(super) rates: bool,
+    pub(super) session: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawObjective {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) priority: i64,
+    pub(super) pool: Option<String>,
 }
 
 impl Default for RawRouting {
@@ -123,6 +153,8 @@ impl Default for RawRouting {
             retries: 2,
             module_places: 4,
             served_header: true,
+            refuse: false,
+            features: RawFeatures::default(),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::ModulePaths;
 use super::files::content_hash;
+use super::{ModulePaths, features};
 use crate::config::{Config, MODULE_TYPE, Model, Pool};
 
 /// Router and feeder share it: shared data is kept per `vm_id`. A scorer module has one of its own,
@@ -147,6 +147,7 @@ pub(super) fn filters(config: &Config, modules: &ModulePaths) -> Vec<(String, Va
     if config.routing.has_served_header {
         picker["servedHeader"] = json!(true);
     }
+    features::picker(config, &mut picker);
     // fail_open is deprecated in favour of failure_policy and is not the same: only it lets the
     // streams of a dead VM live. The two exclude each other.
     let fail_open = ("fail_open", json!(true));
@@ -229,6 +230,7 @@ fn intake(config: &Config) -> Value {
     if let [first, _, ..] = config.pools.as_slice() {
         intake["byModel"] = json!(first.name);
     }
+    features::intake(config, &mut intake);
     intake
 }
 
