@@ -8,6 +8,7 @@ mod connecting;
 mod daemon_loss;
 mod doctor;
 mod engine_loss;
+mod features;
 mod feed_listener;
 mod gateway_restart;
 mod meter;

@@ -4,6 +4,7 @@
 use routing::Reliability;
 
 use crate::WireError;
+use crate::speed::{SPEED_BYTES, Speed};
 use crate::values::{MAX_SINGLETON_BYTES, open, start};
 use crate::wire::{Reader, Writer};
 
@@ -18,7 +19,7 @@ pub const WINDOW_ANSWERS: u32 = u32::BITS;
 const MIN_JUDGED: u8 = 8;
 
 /// Bytes of a slot in the value.
-const SLOT_BYTES: usize = 2 + 4 + 4 + 4 + 1 + 4 + 4;
+const SLOT_BYTES: usize = 2 + 4 + 4 + 4 + 1 + 4 + 4 + 2 * SPEED_BYTES;
 /// Slots that fit a singleton, after kind, version, epoch and count.
 const MAX_SLOTS: usize = (MAX_SINGLETON_BYTES - 12) / SLOT_BYTES;
 
@@ -37,8 +38,8 @@ pub enum Outcome {
     Under,
 }
 
-/// What is known of one endpoint's predictions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// What is known of one endpoint's answers: how right the predictions were, how fast it was.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct SlotAccuracy {
     /// Measured answers that a prediction was made for.
     pub answers: u32,
@@ -52,6 +53,10 @@ pub struct SlotAccuracy {
     pub over: u32,
     /// The same: 1 where too little was predicted.
     pub under: u32,
+    /// Prompt tokens that were not cached, in the time to the first token.
+    pub prefill: Speed,
+    /// Output tokens after the first.
+    pub decode: Speed,
 }
 
 impl SlotAccuracy {
@@ -87,7 +92,7 @@ impl SlotAccuracy {
 }
 
 /// Accuracy of a scope's endpoints, shared by all workers of a gateway.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Accuracy {
     /// Epoch whose slots these are; another epoch's are forgotten.
     pub epoch: u64,
@@ -104,6 +109,11 @@ impl Accuracy {
 
     /// Takes one answer of `slot` in; an endpoint beyond what a value holds is not remembered.
     pub fn observe(&mut self, slot: u16, outcome: Outcome, is_reported: bool) {
+        self.change(slot, |accuracy| accuracy.observe(outcome, is_reported));
+    }
+
+    /// Changes what is known of `slot`; an endpoint beyond what a value holds is not remembered.
+    pub fn change(&mut self, slot: u16, change: impl FnOnce(&mut SlotAccuracy)) {
         let at = match self.slots.binary_search_by_key(&slot, |entry| entry.0) {
             Ok(at) => at,
             Err(_) if self.slots.len() >= MAX_SLOTS => return,
@@ -113,7 +123,7 @@ impl Accuracy {
             }
         };
         if let Some((_, accuracy)) = self.slots.get_mut(at) {
-            accuracy.observe(outcome, is_reported);
+            change(accuracy);
         }
     }
 
@@ -124,6 +134,8 @@ impl Accuracy {
         for (slot, a) in &self.slots {
             writer.u16(*slot).u32(a.answers).u32(a.reported).u32(a.silent);
             writer.u8(a.judged).u32(a.over).u32(a.under);
+            a.prefill.write(&mut writer);
+            a.decode.write(&mut writer);
         }
         writer.0
     }
@@ -141,6 +153,8 @@ impl Accuracy {
                 judged: reader.u8()?,
                 over: reader.u32()?,
                 under: reader.u32()?,
+                prefill: Speed::read(&mut reader)?,
+                decode: Speed::read(&mut reader)?,
             };
             if u32::from(accuracy.judged) > WINDOW_ANSWERS {
                 return Err(WireError::Range("judged answers"));
@@ -153,7 +167,7 @@ impl Accuracy {
 }
 
 /// Accuracies of all scopes that have one: the feeder's answer under [`ACCURACY_PATH`].
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct AccuracyReport {
     /// By scope.
     pub scopes: Vec<(u16, Accuracy)>,
@@ -243,11 +257,25 @@ mod tests {
     }
 
     fn any_accuracy() -> impl Strategy<Value = Accuracy> {
-        let slot = (any::<u16>(), any::<[u32; 5]>(), 0u8..=32);
+        let speed = || {
+            let speed = (any::<u8>(), 0f32..1e9, 0f32..1e9);
+            speed.prop_map(|(answers, tokens, ms)| Speed { answers, tokens, ms })
+        };
+        let slot = (any::<u16>(), any::<[u32; 5]>(), 0u8..=32, speed(), speed());
         (any::<u64>(), proptest::collection::vec(slot, 0..20)).prop_map(|(epoch, slots)| {
             let slots = slots.into_iter().map(
-                |(slot, [answers, reported, silent, over, under], judged)| {
-                    (slot, SlotAccuracy { answers, reported, silent, judged, over, under })
+                |(slot, [answers, reported, silent, over, under], judged, prefill, decode)| {
+                    let counts = SlotAccuracy {
+                        answers,
+                        reported,
+                        silent,
+                        judged,
+                        over,
+                        under,
+                        prefill,
+                        decode,
+                    };
+                    (slot, counts)
                 },
             );
             Accuracy { epoch, slots: slots.collect() }

@@ -31,6 +31,8 @@ pub enum Key {
     SentClocks(u16),
     /// [`crate::SentBucket`] of a scope, below [`crate::SENT_BUCKETS`]; written by the router.
     Sent(u16, u32),
+    /// [`crate::Sessions`] of a bucket; written by the router.
+    Sessions(u16),
     /// [`crate::Directory`] of the epochs of a parity.
     Directory(bool),
     /// [`crate::Table`] of a scope.
@@ -92,6 +94,10 @@ impl Key {
                 put(b"C");
                 put(&scope.to_le_bytes());
             }
+            Self::Sessions(bucket) => {
+                put(b"E");
+                put(&bucket.to_le_bytes());
+            }
             Self::SentClocks(scope) => {
                 put(b"Y");
                 put(&scope.to_le_bytes());
@@ -148,6 +154,7 @@ impl Key {
             Self::Accuracy(_) => b'C',
             Self::SentClocks(_) => b'Y',
             Self::Sent(..) => b'X',
+            Self::Sessions(_) => b'E',
             Self::Directory(_) => b'D',
             Self::Table(..) => b'T',
             Self::Load(..) => b'L',
@@ -181,6 +188,7 @@ mod tests {
         check(Key::Picks(2), b"P\x02\x00");
         check(Key::Row(3), b"R\x03");
         check(Key::Accuracy(0x0102), b"C\x02\x01");
+        check(Key::Sessions(0x0102), b"E\x02\x01");
         check(Key::Matrix(3), b"I\x03");
         check(Key::Trails(3), b"W\x03");
         check(Key::OtherGateways(true), b"O\x01");
@@ -207,6 +215,7 @@ mod tests {
                 Key::Accuracy(scope),
                 Key::SentClocks(scope),
                 Key::Sent(scope, u32::from(slot)),
+                Key::Sessions(scope),
             ] {
                 prop_assert!(Key::parse_writable(key.encode().as_ref()).is_err());
             }

@@ -10,18 +10,23 @@
 
 mod accuracy;
 mod ack;
+mod adapters;
 mod batch;
 mod bucket;
 mod directory;
+mod extras;
 mod features;
 mod head;
 mod key;
+mod labels;
 mod matrix;
 mod prediction;
 mod probe;
 mod row;
 mod scores;
 mod sent;
+mod sessions;
+mod speed;
 mod values;
 mod wire;
 
@@ -29,12 +34,14 @@ pub use accuracy::{
     ACCURACY_PATH, Accuracy, AccuracyReport, Outcome, SlotAccuracy, WINDOW_ANSWERS,
 };
 pub use ack::{Ack, AckStatus, Counters};
+pub use adapters::{EngineAdapters, MAX_ENGINE_ADAPTERS};
 pub use batch::{Batch, BatchBuilder, BatchHeader, MAX_BATCH_BYTES, MAX_BATCH_ENTRIES};
 pub use bucket::{BucketEntry, BucketWriter, FoundStride, MAX_BUCKET_BYTES, find_stride};
 pub use directory::{Directory, DirectoryEntry, MAX_ADAPTERS};
 pub use features::{FEATURES_PROPERTY, Features, MAX_FEATURES_BYTES};
 pub use head::{Head, Transition};
 pub use key::{Key, KeyBytes, MAX_KEY_BYTES};
+pub use labels::{MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS};
 pub use matrix::{
     Cell, EndpointHash, FoundTrail, MAX_CELLS, MAX_TRAIL, MAX_TRAILS, MatrixRow, OtherGateways,
     Trail, add_cells, find_cell, find_trails, join_trails, trail_depths,
@@ -47,6 +54,8 @@ pub use sent::{
     MAX_SENT_BUCKET_BYTES, MAX_SENT_DEPTHS, MAX_SENT_ENDPOINTS, SENT_BUCKETS, SENT_PROPERTY,
     SentBucket, SentClock, SentClocks, SentEndpoint, SentPlan, find_sent, sent_depths,
 };
+pub use sessions::{MAX_SESSIONS, SESSION_BUCKETS, Session, SessionHash, Sessions};
+pub use speed::{MIN_SPEED_ANSWERS, Speed};
 pub use values::{
     EndpointEntry, LoadRecord, LoadTable, MAX_SINGLETON_BYTES, ModelValue, Picks, Table,
     value_epoch,

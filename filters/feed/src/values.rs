@@ -6,6 +6,8 @@ use prefix::{STRIDE_BYTES, Seed};
 use routing::{Load, SourceState};
 
 use crate::WireError;
+use crate::adapters::{EngineAdapters, read_adapters, write_adapters};
+use crate::labels::{read_labels, write_labels};
 use crate::wire::{Reader, Writer};
 
 /// Largest singleton value. 64 KB cost 5 µs to read and are read only when they changed.
@@ -31,7 +33,7 @@ pub(crate) fn open<'a>(kind: u8, bytes: &'a [u8]) -> Result<(u64, Reader<'a>), W
 }
 
 /// Endpoints of a scope: what changes rarely.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Table {
     /// Writer's epoch.
     pub epoch: u64,
@@ -40,12 +42,16 @@ pub struct Table {
 }
 
 /// One endpoint.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct EndpointEntry {
     /// Number used in buckets.
     pub slot: u16,
     /// `ip:port` as the proxy spells it.
     pub address: String,
+    /// Its labels, at most [`crate::MAX_LABELS`].
+    pub labels: Vec<(String, String)>,
+    /// Its numeric attributes, at most [`crate::MAX_LABELS`], finite.
+    pub attributes: Vec<(String, f32)>,
 }
 
 impl Table {
@@ -56,6 +62,7 @@ impl Table {
         for endpoint in &self.endpoints {
             writer.u16(endpoint.slot).text(&endpoint.address);
         }
+        write_labels(&mut writer, &self.endpoints);
         writer.0
     }
 
@@ -64,9 +71,10 @@ impl Table {
         let (epoch, mut reader) = open(b'T', bytes)?;
         let mut endpoints = Vec::new();
         for _ in 0..reader.u16()? {
-            let slot = reader.u16()?;
-            endpoints.push(EndpointEntry { slot, address: reader.text("address")?.to_owned() });
+            let (slot, address) = (reader.u16()?, reader.text("address")?.to_owned());
+            endpoints.push(EndpointEntry { slot, address, ..EndpointEntry::default() });
         }
+        read_labels(&mut reader, &mut endpoints)?;
         reader.finish()?;
         Ok(Self { epoch, endpoints })
     }
@@ -82,7 +90,7 @@ pub struct LoadTable {
 }
 
 /// Load, block size and source state of one endpoint.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct LoadRecord {
     /// Slot in the table.
     pub slot: u16,
@@ -96,6 +104,8 @@ pub struct LoadRecord {
     pub cache_tokens: u32,
     /// Start of its process in seconds since the Unix epoch; 0 while unknown.
     pub started_s: u32,
+    /// Its LoRA adapters; `None` of an engine that does not tell.
+    pub adapters: Option<EngineAdapters>,
 }
 
 const READY: u8 = 1;
@@ -162,6 +172,7 @@ impl LoadTable {
             writer.u16(record.slot);
             write_load(&mut writer, &record.load, record.source, record.block_size_tokens);
             writer.u32(record.cache_tokens).u32(record.started_s);
+            write_adapters(&mut writer, record.adapters.as_ref());
         }
         writer.0
     }
@@ -174,6 +185,7 @@ impl LoadTable {
             let slot = reader.u16()?;
             let (load, source, block_size_tokens) = read_load(&mut reader)?;
             let (cache_tokens, started_s) = (reader.u32()?, reader.u32()?);
+            let adapters = read_adapters(&mut reader)?;
             records.push(LoadRecord {
                 slot,
                 load,
@@ -181,6 +193,7 @@ impl LoadTable {
                 block_size_tokens,
                 cache_tokens,
                 started_s,
+                adapters,
             });
         }
         reader.finish()?;
@@ -317,10 +330,16 @@ mod tests {
             proptest::option::of(0f32..1.0),
             0u8..6,
             any::<[u32; 3]>(),
+            proptest::option::of((any::<bool>(), any::<[u16; 2]>(), any::<[u16; 3]>())),
         )
             .prop_map(
-                |(slot, is_ready, waiting, running, kv_usage_ratio, source, numbers)| {
+                |(slot, is_ready, waiting, running, kv_usage_ratio, source, numbers, lora)| {
                     let [block_size_tokens, cache_tokens, started_s] = numbers;
+                    let adapters = lora.map(|(has_room, running, waiting)| EngineAdapters {
+                        has_room,
+                        running: running.to_vec(),
+                        waiting: waiting.to_vec(),
+                    });
                     LoadRecord {
                         slot,
                         load: Load { is_ready, waiting, running, kv_usage_ratio },
@@ -328,6 +347,7 @@ mod tests {
                         block_size_tokens,
                         cache_tokens,
                         started_s,
+                        adapters,
                     }
                 },
             )
@@ -355,9 +375,30 @@ mod tests {
     fn tables_and_models_round_trip() {
         let table = Table {
             epoch: 1,
-            endpoints: vec![EndpointEntry { slot: 3, address: "[fd00::1]:8000".into() }],
+            endpoints: vec![
+                EndpointEntry {
+                    slot: 3,
+                    address: "[fd00::1]:8000".into(),
+                    ..EndpointEntry::default()
+                },
+                EndpointEntry {
+                    slot: 4,
+                    address: "10.0.0.1:8000".into(),
+                    labels: vec![("zone".into(), "a".into()), ("a".into(), "zone".into())],
+                    attributes: vec![("zone".into(), 1.5)],
+                },
+            ],
         };
-        assert_eq!(Table::decode(&table.encode()), Ok(table));
+        assert_eq!(Table::decode(&table.encode()), Ok(table.clone()));
+        let entry = |name: &str| EndpointEntry {
+            labels: (0..=crate::MAX_LABELS).map(|i| (format!("{name}{i}"), "v".into())).collect(),
+            attributes: vec![("nan".into(), f32::NAN)],
+            ..EndpointEntry::default()
+        };
+        let beyond = Table { epoch: 1, endpoints: vec![entry("a"), entry("b")] };
+        let held = Table::decode(&beyond.encode()).unwrap();
+        assert_eq!(held.endpoints[1].labels, entry("b").labels[..crate::MAX_LABELS]);
+        assert_eq!(held.endpoints[1].attributes, []);
         let model = ModelValue {
             epoch: 1,
             seed: Seed([7; 64]),

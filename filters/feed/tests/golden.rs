@@ -3,13 +3,16 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, AckStatus, Batch, BatchBuilder, BatchHeader, BucketEntry,
-    BucketWriter, Cell, Counters, Directory, DirectoryEntry, EndpointEntry, EndpointHash, Features,
-    FoundTrail, Head, Key, LoadRecord, LoadTable, MatrixRow, ModelValue, OtherGateways, Picks,
-    Predicted, Prediction, ScorerRow, Scores, SentBucket, SentClock, SentClocks, SentEndpoint,
-    SentPlan, SlotAccuracy, Table, Trail, WorkerRow, find_stride, find_trails, join_trails,
+    BucketWriter, Cell, Counters, Directory, DirectoryEntry, EndpointEntry, EndpointHash,
+    EngineAdapters, Features, FoundTrail, Head, Key, LoadRecord, LoadTable, MatrixRow, ModelValue,
+    OtherGateways, Picks, Predicted, Prediction, ScorerRow, Scores, SentBucket, SentClock,
+    SentClocks, SentEndpoint, SentPlan, Session, SessionHash, Sessions, SlotAccuracy, Speed, Table,
+    Trail, WorkerRow, find_stride, find_trails, join_trails,
 };
 use prefix::{Holder, Listed as _, Seed, Stride};
-use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, SourceState};
+use routing::{
+    AdapterState, Candidate, InFlight, Load, PrefixMatch, Rates, RequestFeatures, SourceState,
+};
 
 const EPOCH: u64 = 0x0102_0304_0506_0708;
 
@@ -145,16 +148,31 @@ fn what_filters_and_daemon_keep() {
         ],
     };
     check("directory", &directory, Directory::encode, Directory::decode);
-    let endpoint = |slot, address: &str| EndpointEntry { slot, address: address.into() };
-    let endpoints = vec![endpoint(0, "10.0.0.1:8000"), endpoint(3, "[fd00::1]:8000")];
-    check("table", &Table { epoch: EPOCH, endpoints }, Table::encode, Table::decode);
-    let record = |slot, load, source, block_size_tokens, [cache_tokens, started_s]: [u32; 2]| {
-        LoadRecord { slot, load, source, block_size_tokens, cache_tokens, started_s }
+    let endpoint = |slot, address: &str| EndpointEntry {
+        slot,
+        address: address.into(),
+        ..EndpointEntry::default()
     };
-    let records = vec![
+    let mut endpoints = vec![endpoint(0, "10.0.0.1:8000"), endpoint(3, "[fd00::1]:8000")];
+    endpoints[0].labels = pairs(&[("llm-d.ai/role", "prefill"), ("zone", "a")]);
+    endpoints[0].attributes = vec![("cost".into(), 2.5)];
+    check("table", &Table { epoch: EPOCH, endpoints }, Table::encode, Table::decode);
+    let record =
+        |slot, load, source, block_size_tokens, [cache_tokens, started_s]: [u32; 2]| LoadRecord {
+            slot,
+            load,
+            source,
+            block_size_tokens,
+            cache_tokens,
+            started_s,
+            adapters: None,
+        };
+    let mut records = vec![
         record(0, load(), SourceState::Live, 16, [6400, 1_700_000_000]),
         record(3, Load::default(), SourceState::Lost, 0, [0, 0]),
     ];
+    records[0].adapters =
+        Some(EngineAdapters { has_room: true, running: vec![0], waiting: vec![0, 258] });
     check("loads", &LoadTable { epoch: EPOCH, records }, LoadTable::encode, LoadTable::decode);
     let model = ModelValue {
         epoch: EPOCH,
@@ -196,8 +214,11 @@ fn what_the_meter_reads_and_keeps() {
         judged,
         over,
         under,
+        ..SlotAccuracy::default()
     };
-    let slots = vec![(0, of([70, 69, 1, 0x8000_0001, 2], 32)), (3, of([5, 0, 5, 0, 0], 0))];
+    let mut slots = vec![(0, of([70, 69, 1, 0x8000_0001, 2], 32)), (3, of([5, 0, 5, 0, 0], 0))];
+    slots[0].1.prefill = Speed { answers: 7, tokens: 1000.5, ms: 250.0 };
+    slots[0].1.decode = Speed { answers: 255, tokens: 64.0, ms: 1e6 };
     let accuracy = Accuracy { epoch: EPOCH, slots };
     check("accuracy", &accuracy, Accuracy::encode, Accuracy::decode);
     let report =
@@ -278,6 +299,66 @@ fn what_scorers_read() {
         is_probe: true,
     };
     check("features", &features, Features::encode, Features::decode);
+}
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+}
+
+#[test]
+fn what_only_some_scorers_read() {
+    let bare = |slot, address: &str| Candidate {
+        slot,
+        address: address.into(),
+        source: SourceState::Lost,
+        ..Candidate::default()
+    };
+    let full = Candidate {
+        adapter: AdapterState::Full,
+        has_session: true,
+        rates: Rates { prefill_tokens_per_s: Some(4000.0), tpot_ms: Some(12.5) },
+        labels: pairs(&[("zone", "b"), ("rack", "r1")]),
+        attributes: vec![("cost".into(), -1.5)],
+        ..bare(3, "10.0.0.1:8000")
+    };
+    let active = Candidate { adapter: AdapterState::Active, ..bare(0, "[fd00::1]:8000") };
+    let plain = RequestFeatures {
+        model: "m".into(),
+        unmatched_reason: Some("why".into()),
+        ..RequestFeatures::default()
+    };
+    let all = Features {
+        scope: 2,
+        epoch: EPOCH,
+        request: RequestFeatures {
+            headers: pairs(&[("x-zone", "a")]),
+            priority: Some(-2),
+            fairness_id: Some("tenant".into()),
+            slo_ttft_ms: Some(250.0),
+            slo_tpot_ms: Some(20.5),
+            ..plain.clone()
+        },
+        candidates: vec![full, active],
+        ..Features::default()
+    };
+    check("features_all", &all, Features::encode, Features::decode);
+    let session = Features {
+        request: plain,
+        candidates: vec![Candidate { has_session: true, ..bare(3, "10.0.0.1:8000") }],
+        ..all
+    };
+    check("features_session", &session, Features::encode, Features::decode);
+}
+
+#[test]
+fn sessions() {
+    let of = |session, endpoint, used_ns| Session {
+        session: SessionHash(session),
+        endpoint: EndpointHash(endpoint),
+        used_ns,
+    };
+    let sessions = Sessions { sessions: vec![of(1, 2, 3), of(u64::MAX, 5, 6)] };
+    check("sessions", &sessions, Sessions::encode, Sessions::decode);
 }
 
 #[test]

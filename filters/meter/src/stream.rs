@@ -271,11 +271,15 @@ impl Meter {
         if let Some(tpot_us) = reading.tpot_us(&usage) {
             record(host, &mut self.tpot_us, "wasm_epp_meter_tpot_us", tpot_us);
         }
+        let served_by = |target: &&Predicted| Some(&target.address) == reading.served_by.as_ref();
+        let target = prediction.targets.iter().find(served_by);
+        if let Some(target) = target {
+            self.time(host, &prediction, target, reading.pace(stream.sent_ns, &usage));
+        }
         if !prediction.is_matched {
             return self.count(host, "unpredicted_", "no_match");
         }
-        let served_by = |target: &&Predicted| Some(&target.address) == reading.served_by.as_ref();
-        match prediction.targets.iter().find(served_by) {
+        match target {
             None => self.count(host, "unpredicted_", "other_endpoint"),
             Some(target) if !target.has_state => self.count(host, "unpredicted_", "no_state"),
             Some(target) => self.compare(host, &prediction, target, &usage),
@@ -293,6 +297,48 @@ impl Meter {
         if usage.cached == Cached::Unsaid {
             return self.count(host, "unpredicted_", "api_without_cached_tokens");
         }
+        let judged = self.remember(host, prediction, |accuracy| {
+            let does_report = accuracy.of(target.slot).reported > 0;
+            let judged = judgement(prediction, target, usage, does_report);
+            let outcome = judged.map_or_else(|silent| silent, |judged| judged.outcome);
+            let is_reported = matches!(usage.cached, Cached::Tokens(_));
+            accuracy.observe(target.slot, outcome, is_reported);
+            judged
+        });
+        if let Some(judged) = judged {
+            self.count_judged(host, judged);
+        }
+    }
+
+    /// Remembers how fast the endpoint was.
+    fn time(&mut self, host: &impl Host, prediction: &Prediction, target: &Predicted, pace: Pace) {
+        if pace == Pace::default() {
+            return;
+        }
+        self.remember(host, prediction, |accuracy| {
+            let does_report = accuracy.of(target.slot).reported > 0;
+            accuracy.change(target.slot, |held| {
+                if let Some((prompt, cached, ms)) = pace.prefill {
+                    // Without its count an engine had nothing cached, if it is one that counts.
+                    let cached = cached.or(does_report.then_some(0));
+                    let uncached = cached.map_or(0, |cached| prompt.saturating_sub(cached));
+                    held.prefill.observe(uncached as f32, ms);
+                }
+                if let Some((tokens, ms)) = pace.decode {
+                    held.decode.observe(tokens as f32, ms);
+                }
+            });
+        });
+    }
+
+    /// Changes what is known of a scope's endpoints, against other workers. `None` where nothing was
+    /// changed.
+    fn remember<T>(
+        &mut self,
+        host: &impl Host,
+        prediction: &Prediction,
+        mut change: impl FnMut(&mut Accuracy) -> T,
+    ) -> Option<T> {
         let key = Key::Accuracy(prediction.scope).encode();
         for _ in 0..ACCURACY_TRIES {
             let held = host.shared(key.as_ref()).ok().flatten();
@@ -301,22 +347,19 @@ impl Meter {
             let held = held.and_then(|(value, _)| Accuracy::decode(&value).ok());
             let mut accuracy = match held {
                 // Slots of a writer that has been replaced meanwhile mean nothing now.
-                Some(held) if held.epoch > prediction.epoch => return,
+                Some(held) if held.epoch > prediction.epoch => return None,
                 Some(held) if held.epoch == prediction.epoch => held,
                 _ => fresh,
             };
-            let does_report = accuracy.of(target.slot).reported > 0;
-            let judged = judgement(prediction, target, usage, does_report);
-            let outcome = judged.map_or_else(|silent| silent, |judged| judged.outcome);
-            let is_reported = matches!(usage.cached, Cached::Tokens(_));
-            accuracy.observe(target.slot, outcome, is_reported);
+            let said = change(&mut accuracy);
             match host.set_shared(key.as_ref(), &accuracy.encode(), expect) {
-                Ok(()) => return self.count_judged(host, judged),
+                Ok(()) => return Some(said),
                 Err(Status::CasMismatch) => {}
                 Err(_) => break,
             }
         }
         self.count(host, "mishaps_", "accuracy_not_kept");
+        None
     }
 
     fn count_judged(&mut self, host: &impl Host, judged: Result<Judgement, Outcome>) {
@@ -399,12 +442,41 @@ impl Reading {
         Ok(())
     }
 
+    /// What a stream says of its endpoint's speed. Another answer begins when it is whole.
+    fn pace(&self, sent_ns: u64, usage: &Usage) -> Pace {
+        let ms = |from: u64, to: u64| to.checked_sub(from).map(|ns| ns as f32 / 1e6);
+        let Some(first_ns) = self.first_ns.filter(|_| self.is_stream) else {
+            return Pace::default();
+        };
+        let cached = match usage.cached {
+            Cached::Tokens(tokens) => Some(tokens),
+            Cached::LeftOut | Cached::Unsaid => None,
+        };
+        let is_counted = usage.cached != Cached::Unsaid;
+        let prefill = ms(sent_ns, first_ns).filter(|_| is_counted);
+        let decode = self.ended_ns.and_then(|ended_ns| ms(first_ns, ended_ns));
+        let later = usage.output_tokens.and_then(|tokens| tokens.checked_sub(1));
+        Pace {
+            prefill: prefill.map(|ms| (usage.prompt_tokens, cached, ms)),
+            decode: later.filter(|tokens| *tokens > 0).zip(decode),
+        }
+    }
+
     /// Time per output token after the first, in microseconds.
     fn tpot_us(&self, usage: &Usage) -> Option<u64> {
         let tokens = usage.output_tokens?.checked_sub(1).filter(|tokens| *tokens > 0)?;
         let spent_ns = self.ended_ns?.checked_sub(self.first_ns?)?;
         self.is_stream.then_some(spent_ns / 1000 / tokens)
     }
+}
+
+/// How long parts of an answer took.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+struct Pace {
+    /// Tokens of the prompt, those of them that were cached, and milliseconds to the first token.
+    prefill: Option<(u64, Option<u64>, f32)>,
+    /// Output tokens after the first, and their milliseconds.
+    decode: Option<(u64, f32)>,
 }
 
 fn record(host: &impl Host, histogram: &mut Option<u32>, name: &str, value: u64) {

@@ -5,8 +5,10 @@ use scorers::spec::{PluginSpec, ProfileSpec, RoutingSpec, SpecError};
 use serde::Deserialize;
 
 use crate::modules::Module;
+use crate::needs::{Needs, Objective};
 use crate::pools::{PoolConfig, Pools};
 use crate::rewrites::Rewrite;
+use crate::session::{RawSession, SessionAffinity};
 use crate::subset::MAX_DESTINATIONS;
 
 /// Why a configuration was refused. The gateway then keeps the one it has.
@@ -52,6 +54,12 @@ struct RawIntake {
     max_state_age_ms: u64,
     pools: Vec<PoolConfig>,
     by_model: Option<String>,
+    approximate_prefix: Option<ApproximatePrefix>,
+    #[serde(default)]
+    rewrites: Vec<Rewrite>,
+    /// A number that is another one when the filter was only to be loaded again.
+    #[serde(default, rename = "revision")]
+    _revision: u32,
     #[serde(default)]
     headers: Vec<String>,
     #[serde(default)]
@@ -59,13 +67,14 @@ struct RawIntake {
     #[serde(default)]
     attributes: Vec<String>,
     #[serde(default)]
-    session: Option<SessionConfig>,
-    approximate_prefix: Option<ApproximatePrefix>,
+    request_control: bool,
     #[serde(default)]
-    rewrites: Vec<Rewrite>,
-    /// A number that is another one when the filter was only to be loaded again.
-    #[serde(default, rename = "revision")]
-    _revision: u32,
+    rates: bool,
+    #[serde(default)]
+    objectives: Vec<Objective>,
+    session: Option<RawSession>,
+    #[serde(default)]
+    refuse: bool,
 }
 
 /// How prompts are remembered for endpoints that announce nothing.
@@ -88,41 +97,16 @@ pub struct IntakeConfig {
     pub max_state_age_ms: u64,
     /// Pools this listener serves.
     pub pools: Pools,
-    /// Request headers that plugins read, in lower case.
-    pub headers: Vec<String>,
-    /// Labels of endpoints that plugins read.
-    pub labels: Vec<String>,
-    /// Numeric attributes of endpoints that plugins read.
-    pub attributes: Vec<String>,
-    /// How a request's session is found, where a plugin reads it.
-    pub session: Option<SessionConfig>,
     /// `None`: endpoints that announce nothing have no prefix state.
     pub approximate_prefix: Option<ApproximatePrefix>,
     /// Models that are rewritten, by order of the rules.
     pub rewrites: Vec<Rewrite>,
-}
-
-/// How a request's session is found.
-#[derive(Deserialize, Clone, PartialEq, Debug)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SessionConfig {
-    /// What the header holds.
-    pub strategy: SessionStrategy,
-    /// The headers, in lower case; the first that is there counts.
-    pub headers: Vec<String>,
-    /// How long the binding of an identifier survives unused.
-    #[serde(default)]
-    pub ttl_seconds: Option<f32>,
-}
-
-/// What a session's header holds.
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(rename_all = "snake_case")]
-pub enum SessionStrategy {
-    /// The endpoint itself, as the answer before told the client.
-    EncodedEndpointHeader,
-    /// An identifier that is bound to the endpoint that served it.
-    SessionId,
+    /// What plugins read beyond what is always published.
+    pub needs: Needs,
+    /// How requests say which session they are of, if anybody asks.
+    pub session: Option<SessionAffinity>,
+    /// Whether a body that cannot be read is refused.
+    pub refuses: bool,
 }
 
 impl IntakeConfig {
@@ -146,12 +130,19 @@ impl IntakeConfig {
             max_body_bytes: raw.max_body_bytes,
             max_state_age_ms: raw.max_state_age_ms,
             pools: Pools::new(raw.pools, raw.by_model),
-            headers: raw.headers,
-            labels: raw.labels,
-            attributes: raw.attributes,
-            session: raw.session,
             approximate_prefix: raw.approximate_prefix,
             rewrites: raw.rewrites,
+            needs: Needs {
+                headers: raw.headers,
+                labels: raw.labels,
+                attributes: raw.attributes,
+                request_control: raw.request_control,
+                rates: raw.rates,
+                objectives: raw.objectives,
+            }
+            .check()?,
+            session: raw.session.map(|raw| SessionAffinity::new("intake", raw)).transpose()?,
+            refuses: raw.refuse,
         })
     }
 }
@@ -179,6 +170,9 @@ struct RawPicker {
     _revision: u32,
     #[serde(default)]
     served_header: bool,
+    session: Option<RawSession>,
+    #[serde(default)]
+    refuse: bool,
 }
 
 /// Configuration of `picker`.
@@ -189,6 +183,10 @@ pub struct PickerConfig {
     pub has_meter: bool,
     /// Whether answers say which endpoint they are from.
     pub has_served_header: bool,
+    /// How requests say which session they are of, if anybody asks.
+    pub session: Option<SessionAffinity>,
+    /// Whether a request is refused where llm-d does.
+    pub refuses: bool,
     /// Plugins that run as filters of their own, before it.
     pub(crate) modules: Vec<Module>,
     /// Hash of the configuration's bytes, reported in the worker's row.
@@ -222,6 +220,8 @@ impl PickerConfig {
             modules: modules.map(|module| Module::new(module.name, module.is_shadow)).collect(),
             has_meter: raw.meter,
             has_served_header: raw.served_header,
+            session: raw.session.map(|raw| SessionAffinity::new("picker", raw)).transpose()?,
+            refuses: raw.refuse,
             hash: fnv1a(json),
         })
     }
@@ -265,22 +265,28 @@ mod tests {
             ),
             "configuration of intake: byModel is c, accepted is a, b"
         );
+        let needs = |more: &str| {
+            intake(&format!(r#"{{"maxBodyBytes":9,"maxStateAgeMs":1,"pools":[],{more}}}"#))
+        };
+        let many: Vec<String> = (0..17).map(|i| format!("\"x-{i}\"")).collect();
+        assert_eq!(
+            needs(&format!(r#""headers":[{}]"#, many.join(","))),
+            "configuration of intake: headers is 17 names, accepted is at most 16"
+        );
+        assert!(needs(r#""headers":["X-A"]"#).contains("headers[] is X-A, accepted is a header"));
+        assert!(needs(r#""labels":[""]"#).contains("labels[] is , accepted is 1 to 317 bytes"));
+        assert!(needs(r#""objectives":[{"name":"a"}]"#).contains("missing field `priority`"));
     }
 
     #[test]
     fn intake_is_told_what_plugins_read() {
         let json = r#"{"maxBodyBytes":9,"maxStateAgeMs":1,"pools":[],"headers":["x-a"],"labels":["l"],
-            "attributes":["a"],
-            "session":{"strategy":"session_id","headers":["x-session-id"],"ttlSeconds":300}}"#;
+            "attributes":["a"],"session":{"strategy":"session_id","headers":["x-b","x-c"],"ttlMs":9}}"#;
         let config = IntakeConfig::parse(json.as_bytes()).unwrap();
-        assert_eq!((config.headers, config.labels), (vec!["x-a".into()], vec!["l".into()]));
-        assert_eq!(config.attributes, ["a"]);
-        let session = SessionConfig {
-            strategy: SessionStrategy::SessionId,
-            headers: vec!["x-session-id".into()],
-            ttl_seconds: Some(300.0),
-        };
-        assert_eq!(config.session, Some(session));
+        let Needs { headers, labels, attributes, .. } = config.needs;
+        assert_eq!([headers, labels, attributes], [["x-a"], ["l"], ["a"]]);
+        let headers = vec!["x-b".to_owned(), "x-c".to_owned()];
+        assert_eq!(config.session, Some(SessionAffinity::SessionId { headers, ttl_ns: 9_000_000 }));
     }
 
     #[test]

@@ -4,18 +4,19 @@ use feed::{Cell, EndpointHash, FEATURES_PROPERTY, Features, LoadRecord, find_cel
 use hostcalls::Host;
 use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, StrideKey, match_prefix};
 use prompt::{Api, Request};
-use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, SourceState};
+use routing::{Candidate, InFlight, PrefixMatch, RequestFeatures, SourceState};
 
+use crate::DESTINATION_HEADER;
 use crate::approximate::Sent;
 use crate::config::IntakeConfig;
 use crate::pools::POOL_HEADER;
+use crate::refusal::Refusal;
 use crate::report::Report;
 use crate::rewrites;
 use crate::speculation::trail_of;
 use crate::state::{Model, Resolved, StateError, View};
 use crate::subset::Subset;
 use crate::vm::Vm;
-use crate::{DESTINATION_HEADER, DROPPED_HEADER};
 
 /// Lookups of one request at most; 10 to 14 are usual for one depth.
 const MAX_LOOKUPS: u32 = 64;
@@ -53,14 +54,12 @@ pub enum Outcome {
     Answered,
 }
 
-/// Status and reason of a request that no endpoint may serve, by the endpoint picker protocol and llm-d.
-const UNAVAILABLE: u32 = 503;
-const NO_ENDPOINTS: &str = "rejected-no-endpoints";
-
 /// Why a request got no features.
 enum Failure {
     /// Nothing to decide by, for this reason.
     Undecided(&'static str),
+    /// Its body is no request of its API, for this reason.
+    Unreadable(&'static str),
     /// None of the endpoints that may serve it is the model's.
     NoCandidate,
 }
@@ -154,7 +153,10 @@ impl Intake {
         }
         match self.publish(host, vm, api, subset.as_ref(), now_ns) {
             Ok(()) => Outcome::GoesOn,
-            Err(Failure::Undecided(reason)) => {
+            Err(Failure::Unreadable(reason)) if self.config.refuses => {
+                answered(Refusal::unreadable(reason), host, &mut vm.report)
+            }
+            Err(Failure::Undecided(reason) | Failure::Unreadable(reason)) => {
                 vm.report.fell_back(host, reason);
                 Outcome::GoesOn
             }
@@ -180,10 +182,9 @@ impl Intake {
             state?;
         }
         let body = host.request_body(self.config.max_body_bytes).map_err(|_| "body_unavailable");
-        let request = body
-            .as_ref()
-            .map_err(|reason| *reason)
-            .and_then(|body| Request::parse(api, body).map_err(|err| err.reason()));
+        let request = body.as_ref().map_err(|reason| Failure::Undecided(reason)).and_then(|body| {
+            Request::parse(api, body).map_err(|err| Failure::Unreadable(err.reason()))
+        });
         // Before it matters whether there is a state: another pool's engines do not have the model.
         let model = request.as_ref().ok().and_then(|request| request.model());
         let pool = match (own, model) {
@@ -207,7 +208,7 @@ impl Intake {
         let model = self.view.model(host, named.scope).map_err(StateError::reason)?;
         let loads = self.view.loads(host, named.scope).map_err(StateError::reason)?;
 
-        let Matched { features: matched, depths, keys, tokens_per_stride, lookups } =
+        let Matched { features: mut matched, depths, keys, tokens_per_stride, lookups } =
             match_request(host, &model, &named, &request);
         let sent = self.config.approximate_prefix.map(|config| {
             let unit = (named.scope, tokens_per_stride);
@@ -215,6 +216,8 @@ impl Intake {
             let left = MAX_LOOKUPS.saturating_sub(lookups + 1);
             Sent::look_up(host, unit, &keys, (&model.table, &loads), &config, left)
         });
+        let needs = &self.config.needs;
+        needs.request(host, &mut vm.report, pool, &mut matched);
         // In flight before trails: what is seen of another VM's decision then includes its trail.
         let own = vm.row.identity().map(|(_, slot)| slot);
         let fed = (self.view.epoch(), self.view.fed_ns());
@@ -226,6 +229,11 @@ impl Intake {
         }
         if candidates.iter().any(|candidate| candidate.matched.gpu_strides < matched.strides) {
             vm.speculation.consult(host, own, &matched.trail, &mut candidates, now_ns);
+        }
+        needs.endpoints(&model.table, &loads, named.adapter_number, &mut candidates);
+        needs.rates(host, named.scope, self.view.epoch(), &mut candidates);
+        if let Some(session) = &self.config.session {
+            session.mark(host, &named.model, &mut candidates, now_ns);
         }
         if sent.is_some_and(|sent| !sent.leave(host)) {
             vm.report.mishap(host, "sent_refused");
@@ -272,19 +280,12 @@ fn restrict(host: &impl Host, report: &mut Report) -> (Option<Subset>, Outcome) 
 }
 
 /// Answers in the place of an endpoint. A host that will not lets the request go on.
-fn refuse(host: &impl Host, report: &mut Report, reason: &str) -> Outcome {
-    let headers = [(DROPPED_HEADER, NO_ENDPOINTS), ("content-type", "text/plain")];
-    let body = format!("no endpoint may serve this request: {reason}\n");
-    match host.respond(UNAVAILABLE, &headers, body.as_bytes()) {
-        Ok(()) => {
-            report.refused(host, reason);
-            Outcome::Answered
-        }
-        Err(_) => {
-            report.mishap(host, "request_not_refused");
-            Outcome::GoesOn
-        }
-    }
+fn refuse(host: &impl Host, report: &mut Report, reason: &'static str) -> Outcome {
+    answered(Refusal::no_endpoints(reason), host, report)
+}
+
+fn answered(refusal: Refusal, host: &impl Host, report: &mut Report) -> Outcome {
+    if refusal.answer(host, report) { Outcome::Answered } else { Outcome::GoesOn }
 }
 
 /// The bytes whose strides are looked up, their key space, and the tokens if they are known.
@@ -397,13 +398,13 @@ fn candidates(
         strides == request.strides
             && request.prompt_bytes as usize == request.strides as usize * STRIDE_BYTES
     };
+    let unknown = LoadRecord::default();
     let candidate = |slot: u16, address: &str| {
         let record = loads
             .binary_search_by_key(&slot, |record| record.slot)
             .ok()
             .and_then(|at| loads.get(at))
-            .copied()
-            .unwrap_or(LoadRecord { slot, load: Load::default(), ..LoadRecord::default() });
+            .unwrap_or(&unknown);
         let remembered = sent.filter(|_| record.source == SourceState::None);
         let Depths { gpu: full, any, resume_tokens } = match remembered {
             Some(sent) => sent.depths(slot),

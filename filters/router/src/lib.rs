@@ -4,23 +4,28 @@
 //! publishes what it found; `picker` scores the candidates and names the destinations. Between them
 //! any number of scorer modules may stand. Whatever goes wrong, the request goes on: without a
 //! destination header the cluster's own policy routes it, and a counter says why. Answered here is only
-//! a request that was restricted to endpoints of which none can serve it.
+//! a request that was restricted to endpoints of which none can serve it, and what the configuration
+//! says is to be refused.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
 mod approximate;
+mod base64;
 mod config;
 mod intake;
 mod modules;
+mod needs;
 mod picker;
 mod pools;
 mod probe;
+mod refusal;
 mod report;
 mod reservations;
 mod rewrites;
 mod rows;
+mod session;
 mod speculation;
 mod state;
 mod subset;
@@ -28,16 +33,16 @@ mod vm;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
 
-pub use config::{
-    ApproximatePrefix, ConfigError, IntakeConfig, PickerConfig, SessionConfig, SessionStrategy,
-};
+pub use config::{ApproximatePrefix, ConfigError, IntakeConfig, PickerConfig};
 pub use intake::{BodyStep, HeadersStep, Intake, Outcome};
-pub use picker::Picker;
+pub use needs::{Needs, Objective};
+pub use picker::{Answered, Picker};
 pub use pools::{ModelNames, POOL_HEADER, PoolConfig, Pools};
 pub use report::Report;
 pub use reservations::{Published, Reservation, Reservations};
 pub use rewrites::{Rewrite, Target};
 pub use rows::Row;
+pub use session::SessionAffinity;
 pub use speculation::{Speculation, trail_of};
 pub use state::{StateError, View};
 pub use subset::{MAX_DESTINATIONS, SUBSET_PROPERTY, Subset, Unreadable};

@@ -15,6 +15,7 @@ use crate::approximate::SentTrace;
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
 use crate::probe;
+use crate::refusal::{Refusal, is_unmet};
 use crate::report::log_scores;
 use crate::reservations::Reservation;
 use crate::vm::Vm;
@@ -22,6 +23,10 @@ use crate::{DESTINATION_HEADER, PREFILLER_HEADER, SERVED_HEADER};
 
 /// Tries to record a pick against other workers; losing all of them costs one stale rank.
 const PICK_TRIES: u32 = 4;
+
+/// The request has its answer: nothing of it may go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answered;
 
 /// The filter; one per root context.
 pub struct Picker {
@@ -47,9 +52,9 @@ impl Picker {
         vm: &mut Vm,
         seed: u64,
         now_ns: u64,
-    ) -> Option<Reservation> {
+    ) -> Result<Option<Reservation>, Answered> {
         let published = host.property(&[FEATURES_PROPERTY]).ok().flatten();
-        let bytes = published.filter(|bytes| !bytes.is_empty())?;
+        let Some(bytes) = published.filter(|bytes| !bytes.is_empty()) else { return Ok(None) };
         // Emptied so that neither an internal redirect nor a later filter takes it for its own.
         if host.set_property(FEATURES_PROPERTY, &[]).is_err() {
             vm.report.mishap(host, "features_not_emptied");
@@ -69,10 +74,10 @@ impl Picker {
         bytes: &[u8],
         seed: u64,
         now_ns: u64,
-    ) -> Option<Reservation> {
+    ) -> Result<Option<Reservation>, Answered> {
         let Ok(mut features) = Features::decode(bytes) else {
             vm.report.fell_back(host, "features_malformed");
-            return None;
+            return Ok(None);
         };
         if self.config.has_meter {
             weigh(host, &mut features);
@@ -123,25 +128,41 @@ impl Picker {
                         members.insert("revisions".to_owned(), said.revisions());
                     }
                     probe::answer(host, vm, self.config.hash, told);
-                    return None;
+                    return Ok(None);
                 }
                 let first = first_address(&features, &outcome);
                 for (name, other) in &shadows {
                     vm.report.shadowed(host, name, *other != first);
                 }
-                self.apply(host, vm, &features, &made, (picks, cas), now_ns)
+                if self.config.refuses {
+                    let targets = &outcome.primary.decision.targets;
+                    let first = targets.first().and_then(|i| features.candidates.get(*i));
+                    if first.is_some_and(|first| is_unmet(host, first)) {
+                        self.refuse(host, vm, Refusal::NOTHING_HELD)?;
+                    }
+                }
+                Ok(self.apply(host, vm, &features, &made, (picks, cas), now_ns))
             }
             // The proxy's own policy routes it, also where the filters left nobody.
             Err(none) => {
+                if self.config.refuses && !features.is_probe {
+                    self.refuse(host, vm, Refusal::of(none))?;
+                }
                 vm.report.fell_back(host, none.reason());
-                None
+                Ok(None)
             }
         }
     }
 
+    /// Answers, before anything was reserved. A host that will not lets the request go on.
+    fn refuse(&self, host: &impl Host, vm: &mut Vm, refusal: Refusal) -> Result<(), Answered> {
+        if refusal.answer(host, &mut vm.report) { Err(Answered) } else { Ok(()) }
+    }
+
     /// A response has begun: the request is where it came from, and the client is told.
     pub fn answered(&self, host: &impl Host, vm: &mut Vm, reservation: Option<&mut Reservation>) {
-        if reservation.is_none() && !self.config.has_served_header {
+        let session = self.config.session.as_ref().filter(|session| session.has_token());
+        if reservation.is_none() && !self.config.has_served_header && session.is_none() {
             return;
         }
         let address = host.property(&["upstream", "address"]).ok().flatten();
@@ -156,11 +177,18 @@ impl Picker {
             }
             vm.publish(host, self.config.hash, host.monotonic_ns());
         }
+        if !self.config.has_served_header && session.is_none() || !is_of_endpoint(host) {
+            return;
+        }
         if self.config.has_served_header
-            && is_of_endpoint(host)
             && host.set_response_header(SERVED_HEADER, &address).is_err()
         {
             vm.report.mishap(host, "served_header_refused");
+        }
+        if let Some((header, token)) = session.and_then(|session| session.token(&address))
+            && host.set_response_header(header, &token).is_err()
+        {
+            vm.report.mishap(host, "session_token_refused");
         }
     }
 
@@ -218,6 +246,12 @@ impl Picker {
         }
         if !record(host, features.scope, first.slot, decision.was_cold, picks) {
             vm.report.mishap(host, "pick_not_recorded");
+        }
+        if let Some(session) = &self.config.session {
+            let endpoint = EndpointHash::of(&first.address);
+            if !session.bind(host, &features.request.model, endpoint, now_ns) {
+                vm.report.mishap(host, "session_not_bound");
+            }
         }
         if self.config.has_meter {
             let prediction = prediction(features, &targets).encode();

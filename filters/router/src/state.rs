@@ -62,6 +62,8 @@ pub struct Resolved {
     pub model: String,
     /// LoRA adapter on it.
     pub adapter: Option<String>,
+    /// The adapter's place in the directory.
+    pub adapter_number: Option<u16>,
 }
 
 /// A model, ready to render, hash and look up.
@@ -144,6 +146,10 @@ impl View {
             token_ids_scope: entry.token_ids_scope,
             model: entry.model.clone(),
             adapter: adapter.map(str::to_owned),
+            adapter_number: adapter.and_then(|name| {
+                let place = entry.adapters.iter().position(|known| known == name)?;
+                u16::try_from(place).ok()
+            }),
         })
     }
 

@@ -10,7 +10,8 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
 use crate::{
-    BodyStep, HeadersStep, Intake, IntakeConfig, Outcome, Picker, PickerConfig, Reservation, Vm,
+    Answered, BodyStep, HeadersStep, Intake, IntakeConfig, Outcome, Picker, PickerConfig,
+    Reservation, Vm,
 };
 
 #[cfg(feature = "module")]
@@ -225,8 +226,12 @@ impl HttpContext for PickerStream {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let now_ns = ProxyHost.monotonic_ns();
         let seed = ProxyHost.random_u64();
-        with_vm(|vm| self.reservation = self.picker.pick(&ProxyHost, vm, seed, now_ns));
-        Action::Continue
+        let mut action = Action::Continue;
+        with_vm(|vm| match self.picker.pick(&ProxyHost, vm, seed, now_ns) {
+            Ok(reservation) => self.reservation = reservation,
+            Err(Answered) => action = Action::Pause,
+        });
+        action
     }
 
     // Called once per response, also for one that the proxy makes itself. Not so its body's callback,

@@ -132,6 +132,15 @@ pub struct Rates {
     pub tpot_ms: Option<f32>,
 }
 
+const WAITING_QUEUE_SIZE: &str = "waiting-queue-size";
+const RUNNING_REQUESTS_SIZE: &str = "running-requests-size";
+const KV_CACHE_UTILIZATION: &str = "kv-cache-utilization";
+
+/// Attributes that every endpoint has from its engine's metrics. They need not be listed, and are
+/// not published a second time.
+pub const ENGINE_ATTRIBUTES: [&str; 3] =
+    [WAITING_QUEUE_SIZE, RUNNING_REQUESTS_SIZE, KV_CACHE_UTILIZATION];
+
 /// An endpoint that may serve the request.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Candidate {
@@ -169,8 +178,15 @@ impl Candidate {
         self.labels.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// An attribute's value.
+    /// An attribute's value: one of [`ENGINE_ATTRIBUTES`] from its load, others as configured.
     pub fn attribute(&self, name: &str) -> Option<f32> {
+        let load = &self.load;
+        match name {
+            WAITING_QUEUE_SIZE => return load.waiting.map(|requests| requests as f32),
+            RUNNING_REQUESTS_SIZE => return load.running.map(|requests| requests as f32),
+            KV_CACHE_UTILIZATION => return load.kv_usage_ratio,
+            _ => {}
+        }
         self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| *value)
     }
 }
@@ -231,4 +247,19 @@ pub struct PickHistory {
     pub any: Vec<u64>,
     /// Last pick of a request that no candidate held a prefix of.
     pub cold: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engines_load_is_an_attribute_too() {
+        let load = Load { waiting: Some(3), kv_usage_ratio: Some(0.25), ..Load::default() };
+        let attributes = vec![("cost".to_owned(), 2.5), ("waiting-queue-size".to_owned(), 9.0)];
+        let candidate = Candidate { load, attributes, ..Candidate::default() };
+        let of = |name| candidate.attribute(name);
+        assert_eq!(ENGINE_ATTRIBUTES.map(of), [Some(3.0), None, Some(0.25)]);
+        assert_eq!((of("cost"), of("else")), (Some(2.5), None));
+    }
 }

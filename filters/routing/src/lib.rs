@@ -14,8 +14,8 @@ mod profile;
 mod profiles;
 
 pub use endpoint::{
-    AdapterState, Candidate, EndpointSlot, InFlight, Load, PickHistory, PrefixMatch, Rates,
-    Reliability, RequestFeatures, SourceState, uncached_tokens,
+    AdapterState, Candidate, ENGINE_ATTRIBUTES, EndpointSlot, InFlight, Load, PickHistory,
+    PrefixMatch, Rates, Reliability, RequestFeatures, SourceState, uncached_tokens,
 };
 pub use parameters::{ParameterError, read_parameters};
 pub use plugin::{

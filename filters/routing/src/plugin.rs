@@ -112,6 +112,10 @@ pub struct Needs {
     pub labels: Vec<String>,
     /// Numeric attributes of endpoints.
     pub attributes: Vec<String>,
+    /// Whether it reads objective, fairness id and latency objectives.
+    pub request_control: bool,
+    /// Whether it reads how fast endpoints are.
+    pub rates: bool,
     /// How a request's session is found.
     pub session: Option<SessionSource>,
 }
@@ -146,6 +150,8 @@ impl Needs {
             own.sort_unstable();
             own.dedup();
         }
+        self.request_control |= other.request_control;
+        self.rates |= other.rates;
         match (&self.session, other.session) {
             (Some(own), Some(other)) => *own == other,
             (None, other) => {

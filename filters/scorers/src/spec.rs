@@ -259,7 +259,7 @@ impl Builder {
         once(&format!("{path}.name"), name, &mut names.modules)?;
         let NeedsSpec { headers, labels, attributes } = plugin.needs.clone().unwrap_or_default();
         let headers = headers.iter().map(|name| name.to_ascii_lowercase()).collect();
-        self.needs.add(Needs { headers, labels, attributes, session: None });
+        self.needs.add(Needs { headers, labels, attributes, ..Needs::default() });
         let module = Module { name: name.to_owned(), is_shadow: plugin.shadow.unwrap_or_default() };
         if let Some(at) = self.modules.iter().position(|known| known.name == name) {
             if self.modules.get(at) != Some(&module) {

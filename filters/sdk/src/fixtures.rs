@@ -4,7 +4,10 @@
 use feed::{FEATURES_PROPERTY, Features, SCORE_PROPERTY_PREFIX, Scores};
 use hostcalls::Host as _;
 use hostcalls::memory::MemoryHost;
-use routing::{Candidate, InFlight, Load, PrefixMatch, RequestFeatures, Scorer, SourceState};
+use routing::{
+    AdapterState, Candidate, InFlight, Load, PrefixMatch, Rates, RequestFeatures, Scorer,
+    SourceState,
+};
 use serde::de::DeserializeOwned;
 
 use crate::Module;
@@ -90,6 +93,36 @@ impl Endpoint {
     /// This many requests are in flight to it, with so many prompt tokens to compute.
     pub fn in_flight(mut self, requests: u32, tokens: u64) -> Self {
         self.0.in_flight = InFlight { requests, tokens };
+        self
+    }
+
+    /// Has a label.
+    pub fn label(mut self, name: &str, value: &str) -> Self {
+        self.0.labels.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Has an attribute.
+    pub fn attribute(mut self, name: &str, value: f32) -> Self {
+        self.0.attributes.push((name.to_owned(), value));
+        self
+    }
+
+    /// Where the request's LoRA adapter is on it.
+    pub fn adapter(mut self, state: AdapterState) -> Self {
+        self.0.adapter = state;
+        self
+    }
+
+    /// The request's session is bound to it.
+    pub fn has_session(mut self) -> Self {
+        self.0.has_session = true;
+        self
+    }
+
+    /// How fast it was of late.
+    pub fn rates(mut self, rates: Rates) -> Self {
+        self.0.rates = rates;
         self
     }
 

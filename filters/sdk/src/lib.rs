@@ -56,6 +56,6 @@ pub use exports::glue;
 pub use filtering::Filtering;
 pub use module::Module;
 pub use routing::{
-    Candidate, Chance, EndpointFilter, InFlight, Load, Needs, OutOfRange, PickHistory, PrefixMatch,
-    RequestFeatures, Scorer, SourceState,
+    AdapterState, Candidate, Chance, EndpointFilter, InFlight, Load, Needs, OutOfRange,
+    PickHistory, PrefixMatch, Rates, RequestFeatures, Scorer, SourceState,
 };

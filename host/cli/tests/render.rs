@@ -262,7 +262,7 @@ fn profiles_and_what_plugins_read_are_rendered_as_the_gateway_reads_them() {
     assert_eq!(intake["labels"], serde_json::json!(["llm-d.ai/role"]));
     assert_eq!(intake["attributes"], serde_json::json!(["power"]));
     let session = serde_json::json!(
-        {"strategy": "session_id", "headers": ["x-session-id"], "ttlSeconds": 300.0}
+        {"strategy": "session_id", "headers": ["x-session-id"], "ttlMs": 300_000}
     );
     assert_eq!(intake["session"], session);
     assert_eq!(picker["profiles"][0]["picker"], serde_json::json!({"type": "weighted-random"}));
@@ -275,6 +275,53 @@ fn profiles_and_what_plugins_read_are_rendered_as_the_gateway_reads_them() {
         fs::read_to_string(path).expect("rendered").contains("mine")
     };
     assert_eq!([place(0), place(1)], [true, false]);
+}
+
+#[test]
+fn what_plugins_read_is_in_the_filters_configurations_only_if_it_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write_config(folder.path(), echo_engine(), &guest(Configure::Accept), 2);
+    let plain = fs::read_to_string(&file).expect("written");
+    fs::write(folder.path().join("modules/meter.wasm"), guest(Configure::Accept)).expect("written");
+    let configurations = |text: &str| {
+        fs::write(&file, text).expect("written");
+        let config = config::load(&file).expect("a good configuration");
+        let rendered = render::envoy(&config, &folder.path().join("out")).expect("rendered");
+        ["intake", "picker"].map(|name| {
+            let path = rendered.dir.join(format!("ecds/{name}.yaml"));
+            let text = fs::read_to_string(path).expect("rendered");
+            let resource: serde_json::Value = serde_saphyr::from_str(&text).expect("YAML");
+            let value =
+                &resource["resources"][0]["typed_config"]["config"]["configuration"]["value"];
+            serde_json::from_str::<serde_json::Value>(value.as_str().expect("text")).expect("JSON")
+        })
+    };
+    let keys = [
+        "headers",
+        "labels",
+        "attributes",
+        "requestControl",
+        "rates",
+        "objectives",
+        "session",
+        "refuse",
+    ];
+    for filter in configurations(&plain) {
+        assert!(keys.iter().all(|key| filter[*key].is_null()), "{filter}");
+    }
+    let features = "routing: {refuse: true, features: {headers: [x-a], labels: [zone], rates: true, session: {strategy: session_id}}, ";
+    let more = "objectives: [{name: batch, priority: -10, pool: pool-a}]\nmeter: {}\n";
+    let [intake, picker] = configurations(&(plain.replace("routing: {", features) + more));
+    let session = serde_json::json!({"strategy": "session_id"});
+    for filter in [&intake, &picker] {
+        assert_eq!((&filter["session"], &filter["refuse"]), (&session, &true.into()));
+    }
+    assert_eq!(intake["headers"], serde_json::json!(["x-a"]));
+    assert_eq!(intake["labels"], serde_json::json!(["zone"]));
+    assert!(intake["attributes"].is_null() && picker["headers"].is_null());
+    assert_eq!((&intake["rates"], &intake["requestControl"]), (&true.into(), &true.into()));
+    let objectives = serde_json::json!([{"name": "batch", "priority": -10, "pool": "pool-a"}]);
+    assert_eq!(intake["objectives"], objectives);
 }
 
 #[test]

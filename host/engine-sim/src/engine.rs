@@ -1,6 +1,6 @@
 //! The engine's loop: steps that take time, around the scheduler that does not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,13 +31,15 @@ pub(crate) enum Command {
 }
 
 /// What `/metrics` shows.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) running: usize,
     pub(crate) waiting: usize,
     pub(crate) used_blocks: usize,
     pub(crate) usable_blocks: usize,
     pub(crate) totals: Totals,
+    /// Names of the adapters of requests that run, and of those that wait.
+    pub(crate) adapters: [BTreeSet<String>; 2],
 }
 
 /// Shared with the HTTP side.
@@ -46,7 +48,7 @@ pub(crate) struct SharedStats(Arc<Mutex<Stats>>);
 
 impl SharedStats {
     pub(crate) fn get(&self) -> Stats {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set(&self, stats: Stats) {
@@ -196,6 +198,7 @@ impl Engine {
             used_blocks: self.scheduler.cache.used_blocks(),
             usable_blocks: self.scheduler.cache.usable_blocks(),
             totals: self.scheduler.totals,
+            adapters: self.scheduler.adapters(),
         });
     }
 }

@@ -1,6 +1,6 @@
 //! Which requests run: vLLM's scheduler with whole-prompt prefill, without time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::cache::BlockCache;
 use crate::chain::Chain;
@@ -95,6 +95,12 @@ impl Scheduler {
 
     pub(crate) fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// LoRA adapters of the requests that run, and of those that wait.
+    pub(crate) fn adapters(&self) -> [BTreeSet<String>; 2] {
+        let of = |job: &Job| job.chain.namespace.lora_name.clone();
+        [self.running.iter().filter_map(of).collect(), self.waiting.iter().filter_map(of).collect()]
     }
 
     /// Forgets a request; unknown ids are ignored.

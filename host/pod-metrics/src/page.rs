@@ -1,5 +1,6 @@
 //! From the series of vLLM and SGLang to the load of an engine.
 
+use crate::lora::{Latest, LoraAdapters, Series, names};
 use crate::scan::{PageError, sample, series};
 
 /// Largest page that is looked at, in bytes. A real one has 60 kB; one of eight ranks with every
@@ -7,7 +8,7 @@ use crate::scan::{PageError, sample, series};
 pub const MAX_PAGE_BYTES: usize = 4 << 20;
 
 /// What an engine says about its load. Everything it does not say is `None`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineLoad {
     /// Requests in the queue, all ranks together.
     pub waiting: Option<u32>,
@@ -24,6 +25,8 @@ pub struct EngineLoad {
     pub prompt_tokens: Option<u64>,
     /// Start of the process, in seconds since the Unix epoch. Another value is another process.
     pub process_start_seconds: Option<f64>,
+    /// LoRA adapters; `None` of an engine without, and of SGLang, which does not name them.
+    pub lora: Option<LoraAdapters>,
 }
 
 /// Reads a page in one pass.
@@ -58,6 +61,7 @@ enum Wanted {
     Blocks,
     PromptTokens,
     ProcessStart,
+    Lora,
 }
 
 fn wanted(name: &str) -> Option<Wanted> {
@@ -71,6 +75,7 @@ fn wanted(name: &str) -> Option<Wanted> {
         "sglang:num_pages" => Wanted::Blocks,
         "vllm:prompt_tokens_total" | "sglang:prompt_tokens_total" => Wanted::PromptTokens,
         "process_start_time_seconds" => Wanted::ProcessStart,
+        "vllm:lora_requests_info" => Wanted::Lora,
         _ => return None,
     })
 }
@@ -85,16 +90,21 @@ struct Sums {
     blocks: Sum,
     prompt_tokens: Sum,
     process_start: Option<f64>,
+    lora: Latest,
 }
 
 impl Sums {
     fn observe(&mut self, wanted: Wanted, rest: &str) -> Result<(), &'static str> {
         let (mut block_size, mut blocks, mut follower) = (None, None, false);
+        let mut lora = Series::default();
         let value = sample(rest, |label, value| match label {
             "block_size" | "page_size" => block_size = value.parse().ok(),
             "num_gpu_blocks" | "num_pages" => blocks = value.parse().ok(),
             // SGLang may report the same scheduler once per tensor- or pipeline-parallel rank.
             "tp_rank" | "pp_rank" => follower |= value != "0",
+            "max_lora" => lora.max = value.parse().ok(),
+            "running_lora_adapters" => lora.running = names(&value),
+            "waiting_lora_adapters" => lora.waiting = names(&value),
             _ => {}
         })?;
         if follower {
@@ -123,6 +133,7 @@ impl Sums {
                     self.process_start = Some(value);
                 }
             }
+            Wanted::Lora => self.lora.observe(value, lora),
         }
         Ok(())
     }
@@ -136,6 +147,7 @@ impl Sums {
             num_gpu_blocks: self.blocks.total().map(|n| n as u64),
             prompt_tokens: self.prompt_tokens.total().map(|n| n as u64),
             process_start_seconds: self.process_start,
+            lora: self.lora.adapters(),
         }
     }
 }
@@ -242,10 +254,34 @@ mod tests {
                 kv_usage_ratio: Some(0.5),
                 block_size_tokens: Some(64),
                 num_gpu_blocks: Some(100),
-                prompt_tokens: None,
-                process_start_seconds: None,
+                ..EngineLoad::default()
             },
         );
+    }
+
+    #[test]
+    fn the_latest_word_on_adapters_counts() {
+        let lora = |max, running: &[&str], waiting: &[&str]| {
+            let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+            Some(LoraAdapters { max, running: names(running), waiting: names(waiting) })
+        };
+        let of = |page: &str| parse_page(page).unwrap().lora;
+        let series = |max: &str, running: &str, waiting: &str, value: &str| {
+            format!(
+                "vllm:lora_requests_info{{max_lora=\"{max}\",running_lora_adapters=\"{running}\",\
+                 waiting_lora_adapters=\"{waiting}\"}} {value}\n"
+            )
+        };
+        let (old, new) = (series("2", "a", "b", "1.5e9"), series("2", "sql, b", "", "1.6e9"));
+        assert_eq!(of(&(old.clone() + &new)), lora(2, &["b", "sql"], &[]));
+        assert_eq!(of(&(new + &old)), lora(2, &["b", "sql"], &[]));
+        assert_eq!(of(&series("1", "", "", "1")), lora(1, &[], &[]));
+        assert_eq!(of(&series("", "a", "", "1")), None);
+        assert_eq!(of(&series("1", "a", "", "NaN")), None);
+        let has_room = |page: &str| of(page).unwrap().has_room();
+        assert!(has_room(&series("2", "a", "", "1")));
+        assert!(!has_room(&series("2", "a", "a", "1")), "counted twice, as llm-d does");
+        assert!(!has_room(&series("1", "a", "", "1")));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pod_metrics::{EngineLoad, parse_page};
+use pod_metrics::{EngineLoad, LoraAdapters, parse_page};
 use prometheus_parse::{Scrape, Value};
 use proptest::prelude::*;
 
@@ -23,6 +23,7 @@ fn a_page_of_vllm() {
             num_gpu_blocks: Some(160),
             prompt_tokens: Some(1633),
             process_start_seconds: Some(1_795_346_580.46),
+            lora: None,
         })
     );
 }
@@ -39,8 +40,14 @@ fn a_page_of_vllm_with_two_ranks() {
             num_gpu_blocks: Some(640),
             prompt_tokens: Some(7664),
             process_start_seconds: None,
+            lora: None,
         })
     );
+}
+
+/// Whether the sample is of the first of ranks that say the same.
+fn leads(sample: &&prometheus_parse::Sample) -> bool {
+    ["tp_rank", "pp_rank"].iter().all(|l| sample.labels.get(l).is_none_or(|v| v == "0"))
 }
 
 /// The same meaning, with a general parser and no thought of speed.
@@ -48,9 +55,6 @@ fn naive(page: &str) -> EngineLoad {
     // The twin does not know that names may hold colons.
     let page = page.replace("vllm:", "vllm__").replace("sglang:", "sglang__");
     let scrape = Scrape::parse(page.lines().map(|line| Ok(line.to_owned()))).expect("parses");
-    let leads = |sample: &&prometheus_parse::Sample| {
-        ["tp_rank", "pp_rank"].iter().all(|l| sample.labels.get(l).is_none_or(|v| v == "0"))
-    };
     let values = |names: &[&str]| -> Vec<f64> {
         scrape
             .samples
@@ -89,12 +93,51 @@ fn naive(page: &str) -> EngineLoad {
         prompt_tokens: sum(&["vllm:prompt_tokens_total", "sglang:prompt_tokens_total"])
             .map(|n| n as u64),
         process_start_seconds: values(&["process_start_time_seconds"]).last().copied(),
+        lora: lora(&scrape),
     }
+}
+
+/// The labels of the series with the largest value, the first of equals.
+fn lora(scrape: &Scrape) -> Option<LoraAdapters> {
+    let mut found: Vec<(f64, LoraAdapters)> = Vec::new();
+    let is_ours = |sample: &&prometheus_parse::Sample| sample.metric == "vllm__lora_requests_info";
+    for sample in scrape.samples.iter().filter(is_ours).filter(leads) {
+        let label = |name: &str| sample.labels.get(name).unwrap_or_default().to_owned();
+        let names = |name: &str| {
+            label(name).split(',').map(str::to_owned).filter(|n| !n.is_empty()).collect()
+        };
+        if let (Value::Gauge(value) | Value::Untyped(value), Ok(max)) =
+            (&sample.value, label("max_lora").parse())
+        {
+            let (running, waiting) =
+                (names("running_lora_adapters"), names("waiting_lora_adapters"));
+            found.push((*value, LoraAdapters { max, running, waiting }));
+        }
+    }
+    found.retain(|(value, _)| value.is_finite());
+    found.reverse();
+    found.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, adapters)| adapters)
+}
+
+#[test]
+fn a_page_of_vllm_with_adapters() {
+    // Recorded after a request to the adapter `sql` had ended.
+    let page = golden("vllm-metrics-lora.txt");
+    let lora = parse_page(&page).expect("a page").lora.expect("adapters");
+    assert_eq!((lora.max, lora.running.len(), lora.waiting.len()), (2, 0, 0));
+    // The same page before that.
+    let earlier: String = page
+        .lines()
+        .filter(|line| !line.contains("running_lora_adapters=\"\""))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let lora = parse_page(&earlier).expect("a page").lora.expect("adapters");
+    assert!(lora.running.contains("sql") && lora.waiting.contains("sql") && !lora.has_room());
 }
 
 #[test]
 fn recorded_pages_mean_the_same_to_the_naive_twin() {
-    for name in ["vllm-metrics.txt", "vllm-metrics-dp2.txt"] {
+    for name in ["vllm-metrics.txt", "vllm-metrics-dp2.txt", "vllm-metrics-lora.txt"] {
         let page = golden(name);
         assert_eq!(parse_page(&page), Ok(naive(&page)), "{name}");
     }
@@ -115,6 +158,7 @@ fn any_series() -> impl Strategy<Value = String> {
         "vllm:prompt_tokens_by_source_total",
         "sglang:prompt_tokens_total",
         "process_start_time_seconds",
+        "vllm:lora_requests_info",
         "other_total",
     ]);
     let label = prop::sample::select(vec![
@@ -127,6 +171,11 @@ fn any_series() -> impl Strategy<Value = String> {
         r#"block_size="16""#,
         r#"block_size="None""#,
         r#"num_gpu_blocks="160""#,
+        r#"max_lora="2""#,
+        r#"max_lora="none""#,
+        // The twin ends a value at a comma; lists have a test in `page`.
+        r#"running_lora_adapters="poems""#,
+        r#"waiting_lora_adapters="sql""#,
         r#"tp_rank="0""#,
         r#"tp_rank="1""#,
     ]);

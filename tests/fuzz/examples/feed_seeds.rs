@@ -3,10 +3,11 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Cell,
-    Counters, Features, Head, Key, MatrixRow, OtherGateways, Outcome, Predicted, Prediction, ScorerRow, Trail,
-    WorkerRow, join_trails,
+    Counters, EndpointEntry, EndpointHash, EngineAdapters, Features, Head, Key, LoadRecord, LoadTable, MatrixRow,
+    OtherGateways, Outcome, Predicted, Prediction, ScorerRow, SessionHash, Sessions, Table, Trail, WorkerRow,
+    join_trails,
 };
-use routing::{Candidate, RequestFeatures};
+use routing::{AdapterState, Candidate, Rates, RequestFeatures};
 
 fn main() -> std::io::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| ".".to_owned());
@@ -62,6 +63,32 @@ fn main() -> std::io::Result<()> {
         is_probe: false,
     };
     write("features", features.encode())?;
+    let pair = |name: &str| (name.to_owned(), "value".to_owned());
+    let mut extended = features;
+    extended.request.headers = vec![pair("x-header")];
+    extended.request.priority = Some(-1);
+    extended.request.fairness_id = Some("tenant".into());
+    (extended.request.slo_ttft_ms, extended.request.slo_tpot_ms) = (Some(250.0), Some(20.0));
+    let rates = Rates { prefill_tokens_per_s: Some(4e3), tpot_ms: Some(12.5) };
+    for candidate in &mut extended.candidates {
+        candidate.labels = vec![pair("zone"), pair("rack")];
+        candidate.attributes = vec![("cost".into(), 1.5)];
+        (candidate.adapter, candidate.has_session, candidate.rates) = (AdapterState::Full, true, rates);
+    }
+    write("features-extended", extended.encode())?;
+    let entry = |slot| EndpointEntry {
+        slot,
+        address: format!("10.0.0.{slot}:8000"),
+        labels: vec![pair("zone"), pair("rack")],
+        attributes: vec![("cost".into(), 1.5)],
+    };
+    write("table", Table { epoch: 9, endpoints: (0..3).map(entry).collect() }.encode())?;
+    let told = EngineAdapters { has_room: true, running: vec![0, 1], waiting: vec![2] };
+    let record = |slot| LoadRecord { slot, adapters: Some(told.clone()), ..LoadRecord::default() };
+    write("loads", LoadTable { epoch: 9, records: (0..3).map(record).collect() }.encode())?;
+    let mut sessions = Sessions::default();
+    sessions.bind(SessionHash(1), EndpointHash(2), 3, 4);
+    write("sessions", sessions.encode())?;
 
     let target = Predicted { slot: 3, address: "10.0.0.3:8000".into(), ..Predicted::default() };
     let prediction = Prediction { epoch: 8, scope: 3, targets: vec![target], ..Prediction::default() };
@@ -69,6 +96,7 @@ fn main() -> std::io::Result<()> {
     let mut accuracy = Accuracy { epoch: 8, slots: vec![] };
     accuracy.observe(3, Outcome::Over, true);
     accuracy.observe(7, Outcome::Silent, false);
+    accuracy.change(3, |of| of.prefill.observe(1000.0, 500.0));
     write("accuracy", accuracy.encode())?;
     write("accuracy-report", AccuracyReport { scopes: vec![(3, accuracy)] }.encode())
 }

@@ -2,8 +2,8 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, MatrixRow,
-    ModelValue, OtherGateways, Picks, Prediction, Scores, SentBucket, SentClocks, SentPlan, Table,
-    WorkerRow, find_sent, find_stride, find_trails, value_epoch,
+    ModelValue, OtherGateways, Picks, Prediction, Scores, SentBucket, SentClocks, SentPlan, Sessions,
+    Table, WorkerRow, find_sent, find_stride, find_trails, value_epoch,
 };
 use prefix::Listed;
 
@@ -24,6 +24,9 @@ pub fn decode(bytes: &[u8]) {
     again(bytes, Accuracy::decode, Accuracy::encode);
     again(bytes, AccuracyReport::decode, AccuracyReport::encode);
     again(bytes, Scores::decode, Scores::encode);
+    again(bytes, Sessions::decode, Sessions::encode);
+    again(bytes, Table::decode, Table::encode);
+    again(bytes, LoadTable::decode, LoadTable::encode);
     again(bytes, MatrixRow::decode, MatrixRow::encode);
     again(bytes, OtherGateways::decode, OtherGateways::encode);
     again(bytes, SentBucket::decode, SentBucket::encode);
@@ -34,8 +37,7 @@ pub fn decode(bytes: &[u8]) {
     let _ = find_trails(bytes, &[7, 8], |_| trails += 1);
     assert!(trails <= bytes.len());
     let _ = Head::decode(bytes);
-    let _ = (Directory::decode(bytes).is_ok(), Table::decode(bytes).is_ok());
-    let _ = (LoadTable::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());
+    let _ = (Directory::decode(bytes).is_ok(), ModelValue::decode(bytes).is_ok());
     let _ = (Picks::decode(bytes).is_ok(), WorkerRow::decode(bytes).is_ok());
 }
 

@@ -37,24 +37,34 @@ directory = record(
     u16(0), text("pool"), text("m"), texts(["alias", "ü"]), texts(["sql"]), u16(1),
     u16(2), text("pool-b"), text("n"), texts([]), texts([]), u16(0xFFFF),
 )
-table = record("T", u64(EPOCH), u16(2), u16(0), text("10.0.0.1:8000"), u16(3), text("[fd00::1]:8000"))
+table = record(
+    "T", u64(EPOCH), u16(2), u16(0), text("10.0.0.1:8000"), u16(3), text("[fd00::1]:8000"),
+    # Texts in the order of their bytes.
+    texts(["a", "cost", "llm-d.ai/role", "prefill", "zone"]),
+    u8(2), u16(2), u16(3), u16(4), u16(0), u8(1), u16(1), f32(2.5),
+    u8(0), u8(0),
+)
 load_known = u8(1 | 2 | 4 | 8) + u8(1) + u32(5) + u32(6) + f32(0.25) + u32(16)
 load_unknown = u8(0) + u8(4) + u32(0) + u32(0) + f32(0.0) + u32(0)
+adapters = u8(1 | 2) + u8(1) + u16(0) + u8(2) + u16(0) + u16(258)
 loads = record(
-    "L", u64(EPOCH), u16(2), u16(0), load_known, u32(6400), u32(1_700_000_000),
-    u16(3), load_unknown, u32(0), u32(0),
+    "L", u64(EPOCH), u16(2), u16(0), load_known, u32(6400), u32(1_700_000_000), adapters,
+    u16(3), load_unknown, u32(0), u32(0), u8(0),
 )
 spec = b'{"chat_template":null}'
 model = record("M", u64(EPOCH), bytes(range(64)), u32(1024), f32(4.0), u32(len(spec)), spec)
 picks = record("P", u64(EPOCH), u64(300), u16(2), u16(0), u64(299), u64(0), u16(3), u64(300), u64(7))
 
+speed = lambda answers, tokens, ms: u8(answers) + f32(tokens) + f32(ms)
 slot_accuracy = lambda slot, answers, reported, silent, judged, over, under: (
     u16(slot) + u32(answers) + u32(reported) + u32(silent) + u8(judged) + u32(over) + u32(under)
 )
 accuracy = record(
     "C", u64(EPOCH), u16(2),
-    slot_accuracy(0, 70, 69, 1, 32, 0x80000001, 2), slot_accuracy(3, 5, 0, 5, 0, 0, 0),
+    slot_accuracy(0, 70, 69, 1, 32, 0x80000001, 2), speed(7, 1000.5, 250.0), speed(255, 64.0, 1e6),
+    slot_accuracy(3, 5, 0, 5, 0, 0, 0), speed(0, 0.0, 0.0), speed(0, 0.0, 0.0),
 )
+sessions = record("E", u16(2), u64(1), u64(2), u64(3), u64(2**64 - 1), u64(5), u64(6))
 no_accuracy = record("C", u64(1), u16(0))
 accuracy_report = record(
     "U", u16(2), u16(2), u32(len(accuracy)), accuracy, u16(7), u32(len(no_accuracy)), no_accuracy,
@@ -114,6 +124,25 @@ features = record(
     u16(3), text("10.0.0.1:8000"), load_known, u32(4), u32(64), u32(6), u32(96), u32(4),
     u32(8), u32(3), u64(4096),
 )
+candidate = lambda slot, address: (
+    u16(slot) + text(address) + load_unknown + u32(0) * 6 + u32(0) + u64(0)
+)
+# All of the request's, and of one candidate: adapter full, session, rates, labels, attributes.
+features_all = record(
+    "F", u64(EPOCH), u16(2), u8(8 | 16), text("m"), text(""), u32(0), u32(0), u32(0), text("why"), keys([]),
+    u8(1 | 2 | 4 | 8 | 16), struct.pack("<i", -2), text("tenant"), f32(250.0), f32(20.5),
+    u8(1), text("x-zone"), text("a"),
+    u8(3), text("cost"), text("rack"), text("zone"),
+    u16(2),
+    candidate(3, "10.0.0.1:8000"), u8(4 | 8 | 16 | 32 | 64 | 128), f32(4000.0), f32(12.5),
+    u8(2), u8(2), text("b"), u8(1), text("r1"), u8(1), u8(0), f32(-1.5),
+    candidate(0, "[fd00::1]:8000"), u8(1),
+)
+# Only a candidate has more.
+features_session = record(
+    "F", u64(EPOCH), u16(2), u8(16), text("m"), text(""), u32(0), u32(0), u32(0), text("why"), keys([]),
+    u8(0), u16(1), candidate(3, "10.0.0.1:8000"), u8(8),
+)
 scores = record("S", u64(EPOCH), u32(5), u16(3), u16(3), f32(0.25), u16(0), f32(1.0), u16(7), f32(float("inf")))
 
 
@@ -141,6 +170,7 @@ for name, value in [
     ("model", model), ("picks", picks), ("bucket", bucket), ("features", features), ("matrix", matrix),
     ("others", others), ("trails", trails), ("batch", batch), ("ack", ack), ("scores", scores),
     ("sent_clocks", sent_clocks), ("sent_bucket", sent_bucket), ("sent_plan", sent_plan),
+    ("features_all", features_all), ("features_session", features_session), ("sessions", sessions),
     ("prediction", prediction), ("accuracy", accuracy), ("accuracy_report", accuracy_report),
 ]:
     print(name, value.hex())

@@ -272,6 +272,51 @@ fn a_stream_is_asked_and_the_client_sees_nothing_of_it() {
 }
 
 #[test]
+fn streams_tell_how_fast_their_endpoint_is() {
+    let mut gateway = Gateway::new(false);
+    let mut exchange = |kind: &str, details: &str, served_by: &str, is_matched| {
+        gateway.answers("200", kind);
+        gateway.served_by(served_by);
+        gateway.expect(&Prediction { is_matched, ..prediction(160) });
+        let mut stream = MeterStream::default();
+        gateway.request(&mut stream, "{}");
+        let usage = format!("data: {}\n\n", answer(details));
+        gateway.respond(&mut stream, &[TEXT, &usage, DONE]);
+        gateway.meter.on_end(&mut stream, &gateway.host);
+        let held = gateway.accuracy();
+        let of = |slot| (held.of(slot).prefill, held.of(slot).decode);
+        (of(5), of(1))
+    };
+    const STREAM: &str = "text/event-stream";
+    const CACHED: &str = r#"{"cached_tokens":160}"#;
+    let nothing = (feed::Speed::default(), feed::Speed::default());
+    // An answer that begins when it is whole says neither.
+    assert_eq!(exchange("application/json", CACHED, "a", true), (nothing, nothing));
+    // Nor does one of an endpoint that nothing was expected of.
+    assert_eq!(exchange(STREAM, CACHED, "c", true), (nothing, nothing));
+    // Of an engine that has never named its cached tokens, it is not known how many there were.
+    let (_, (prefill, decode)) = exchange(STREAM, "null", "b", true);
+    assert_eq!((prefill.answers, decode.answers), (0, 1));
+    // Also of a prompt that was not matched.
+    for _ in 0..2 {
+        exchange(STREAM, CACHED, "a", false);
+    }
+    for _ in 0..3 {
+        exchange(STREAM, CACHED, "a", true);
+    }
+    let ((prefill, decode), _) = exchange(STREAM, "null", "a", true);
+    assert_eq!((prefill.answers, decode.answers), (6, 6));
+    // 840 tokens in 7 ms five times, then 1000, of which nothing was cached. In Python:
+    // for n in [840] * 5 + [1000]: t, m = t * .9375 + n, m * .9375 + 7
+    let is = |value: Option<f32>, expected: f32| {
+        assert!((value.unwrap() / expected - 1.0).abs() < 1e-3, "{value:?} {expected}");
+    };
+    is(prefill.tokens_per_s(), 124_449.5);
+    // Two tokens after the first, in 14 ms.
+    is(decode.ms_per_token(), 7.0);
+}
+
+#[test]
 fn a_client_that_asks_itself_gets_what_it_asked_for() {
     for include_usage in [true, false] {
         let mut gateway = Gateway::new(include_usage);

@@ -8,12 +8,13 @@ use hostcalls::memory::MemoryHost;
 use hostcalls::{Expect, Host as _};
 use prefix::{Seed, bucket_of, fingerprint_of};
 use prompt::ModelSpec;
-use routing::SourceState;
+use routing::{Load, SourceState};
 
 use super::*;
 use crate::{DESTINATION_HEADER, Picker, PickerConfig};
 
 mod approximate;
+mod features;
 mod in_flight;
 mod pools;
 mod subset;
@@ -79,8 +80,11 @@ impl Gateway {
         };
         let entries = vec![entry(0, "m", &["alias"]), entry(1, "other", &[])];
         self.set(Key::Directory(odd), &Directory { epoch, entries }.encode());
-        let endpoints =
-            (0u16..).zip(names).map(|(slot, name)| EndpointEntry { slot, address: (*name).into() });
+        let endpoints = (0u16..).zip(names).map(|(slot, name)| EndpointEntry {
+            slot,
+            address: (*name).into(),
+            ..EndpointEntry::default()
+        });
         self.set(Key::Table(odd, 0), &Table { epoch, endpoints: endpoints.collect() }.encode());
         self.loads(epoch, &[Some(0); 3]);
         let spec = ModelSpec {
@@ -150,7 +154,8 @@ impl Gateway {
         if outcome == Outcome::Answered {
             return None;
         }
-        if let Some(reservation) = self.picker.pick(&self.host, &mut self.vm, 1, now) {
+        let Ok(picked) = self.picker.pick(&self.host, &mut self.vm, 1, now) else { return None };
+        if let Some(reservation) = picked {
             match self.keep {
                 true => self.kept.push(reservation),
                 false => self.picker.ended(&self.host, &mut self.vm, reservation),
@@ -450,10 +455,10 @@ fn a_takeover_is_read_bucket_by_bucket_with_slots_translated() {
 fn a_picker_survives_what_it_cannot_read() {
     let mut gateway = Gateway::new();
     gateway.host.properties.borrow_mut().insert(FEATURES_PROPERTY.into(), b"junk".to_vec());
-    assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).is_none());
+    assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).unwrap().is_none());
     assert_eq!(gateway.counter("wasm_epp_requests_fallback_features_malformed_total"), 1);
     assert!(gateway.host.properties.borrow()[FEATURES_PROPERTY].is_empty());
-    assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).is_none());
+    assert!(gateway.picker.pick(&gateway.host, &mut gateway.vm, 1, 0).unwrap().is_none());
     assert_eq!(gateway.counter("wasm_epp_requests_fallback_features_malformed_total"), 1);
 }
 mod probe;

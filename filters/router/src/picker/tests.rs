@@ -46,7 +46,7 @@ fn pick(host: &MemoryHost, has_meter: bool, features: &Features) -> (Value, Opti
     let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
     host.properties.borrow_mut().clear();
     host.set_property(FEATURES_PROPERTY, &features.encode()).unwrap();
-    assert!(picker.pick(host, &mut Vm::default(), 1, 1).is_some());
+    assert!(picker.pick(host, &mut Vm::default(), 1, 1).unwrap().is_some());
     let lines = host.lines.borrow();
     let line = lines.last().unwrap().1.strip_prefix("Got pod scores ").unwrap();
     let left = host.property(&[PREDICTION_PROPERTY]).unwrap();
@@ -149,7 +149,7 @@ fn firsts(picker: &str) -> std::collections::BTreeSet<String> {
         // A gateway of its own for each, so that no pick is remembered.
         let host = MemoryHost::default();
         host.set_property(FEATURES_PROPERTY, &features.encode()).unwrap();
-        assert!(picker.pick(&host, &mut Vm::default(), seed, 1).is_some());
+        assert!(picker.pick(&host, &mut Vm::default(), seed, 1).unwrap().is_some());
         String::from_utf8(host.request_header(DESTINATION_HEADER).unwrap().unwrap()).unwrap()
     };
     (0..64).map(first).collect()
@@ -171,7 +171,7 @@ fn each_plugins_part_in_a_decision_is_told() {
         "scorers":[{"type":"prefix-cache","weight":4},{"type":"active-request","name":"flight"}]}"#;
     let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
     host.set_property(FEATURES_PROPERTY, &features().encode()).unwrap();
-    assert!(picker.pick(&host, &mut Vm::default(), 1, 1).is_some());
+    assert!(picker.pick(&host, &mut Vm::default(), 1, 1).unwrap().is_some());
     let lines = host.lines.borrow();
     let line = lines.last().unwrap().1.strip_prefix("Got pod scores ").unwrap();
     let line: Value = serde_json::from_str(line).unwrap();
@@ -189,7 +189,7 @@ fn filters_that_leave_nobody_leave_the_request_to_the_proxy() {
         r#"{"destinations":3,"filters":[{"type":"role","parameters":{"role":"prefill"}}]}"#;
     let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
     host.set_property(FEATURES_PROPERTY, &features().encode()).unwrap();
-    assert!(picker.pick(&host, &mut Vm::default(), 1, 1).is_none());
+    assert!(picker.pick(&host, &mut Vm::default(), 1, 1).unwrap().is_none());
     assert_eq!(host.request_header(DESTINATION_HEADER).unwrap(), None);
     let counters = host.counters.borrow();
     assert_eq!(counters.get("wasm_epp_requests_fallback_filtered_total"), Some(&1));

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::Refused;
+use super::features;
 use super::plugins::routing;
 use super::raw::{
     Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawSnapshot,
@@ -47,7 +48,6 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
             .map(|text| address::zmq_bind("kvEventsListen", &text))
             .transpose()?,
         gateways,
-        pools,
         metrics: Metrics {
             interval_ms: within("metrics.intervalMs", metrics.interval_ms, 10, 60_000)?,
             timeout_ms: within("metrics.timeoutMs", metrics.timeout_ms, 10, 60_000)?,
@@ -58,10 +58,12 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
                 1_000,
             )?,
         },
+        objectives: features::objectives(raw.objectives, &pools)?,
         snapshot: raw.snapshot.map(snapshot).transpose()?,
         routing: routing(raw.routing.unwrap_or_default(), base)?,
         meter: raw.meter.map(meter).transpose()?,
         envoy,
+        pools,
         warnings,
     })
 }
@@ -340,6 +342,8 @@ fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, R
         replay,
         topic: raw.topic,
         metrics,
+        labels: features::labels(&format!("{key}.labels"), raw.labels)?,
+        attributes: features::attributes(&format!("{key}.attributes"), raw.attributes)?,
     })
 }
 

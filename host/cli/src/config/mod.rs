@@ -7,12 +7,14 @@ mod address;
 mod approximate;
 mod check;
 mod error;
+mod features;
 mod plugins;
 mod raw;
 mod rewrites;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +22,7 @@ use std::time::Duration;
 pub use address::FeedAddress;
 pub use approximate::ApproximatePrefix;
 pub use error::ConfigError;
+pub use features::{Features, Objective};
 pub use rewrites::{ModelRewrite, RewriteTarget};
 use routing::Needs;
 use scorers::spec::RoutingSpec;
@@ -44,6 +47,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is kept on disk of the engines' state; `None` for nothing.
     pub snapshot: Option<Snapshot>,
+    /// Priorities that requests may name.
+    pub objectives: Vec<Objective>,
     /// How an endpoint is chosen.
     pub routing: Routing,
     /// Requests that go to another model than they ask for.
@@ -158,6 +163,10 @@ pub struct Endpoint {
     pub topic: String,
     /// URL of its metrics.
     pub metrics: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its numeric attributes, finite.
+    pub attributes: BTreeMap<String, f32>,
 }
 
 /// How engines are watched.
@@ -200,6 +209,10 @@ pub struct Routing {
     pub has_served_header: bool,
     /// How prompts are remembered for endpoints without events; `None` for not at all.
     pub approximate_prefix: Option<ApproximatePrefix>,
+    /// Whether requests are refused where llm-d refuses them.
+    pub refuses: bool,
+    /// What modules read beyond what is always published.
+    pub features: Features,
 }
 
 /// How answers are measured.

@@ -8,7 +8,9 @@ use scorers::spec::{MODULE, PluginSpec, ProfileSpec, RoutingSpec, SpecError};
 use super::check::{filled, within};
 use super::error::Refused;
 use super::raw::{RawPlugin, RawProfile, RawRouting, default_scorers};
-use super::{BUFFER_LIMIT_BYTES, MAX_MODULE_PLACES, PluginModule, Routing, address, approximate};
+use super::{
+    BUFFER_LIMIT_BYTES, MAX_MODULE_PLACES, PluginModule, Routing, address, approximate, features,
+};
 
 pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> {
     let most = MAX_MODULE_PLACES as i64;
@@ -68,6 +70,8 @@ pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> 
         retries,
         has_served_header: raw.served_header,
         approximate_prefix: approximate::check(raw.approximate_prefix)?,
+        refuses: raw.refuse,
+        features: features::features(raw.features)?,
     })
 }
 

@@ -3,6 +3,8 @@
 //! Numbers are wider than their ranges, so that a value out of range is refused by the check that
 //! knows the key and the range, not by the YAML reader.
 
+use std::collections::BTreeMap;
+
 use scorers::spec::NeedsSpec;
 use serde::Deserialize;
 
@@ -19,6 +21,8 @@ pub(super) struct Raw {
     pub(super) pools: Vec<RawPool>,
     pub(super) metrics: Option<RawMetrics>,
     pub(super) snapshot: Option<RawSnapshot>,
+    #[serde(default)]
+    pub(super) objectives: Vec<RawObjective>,
     pub(super) routing: Option<RawRouting>,
     #[serde(default)]
     pub(super) model_rewrites: Vec<RawModelRewrite>,
@@ -74,6 +78,10 @@ pub(super) struct RawEndpoint {
     #[serde(default)]
     pub(super) topic: String,
     pub(super) metrics: Option<String>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) attributes: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,6 +120,28 @@ pub(super) struct RawRouting {
     pub(super) module_places: i64,
     pub(super) served_header: bool,
     pub(super) approximate_prefix: RawApproximatePrefix,
+    pub(super) refuse: bool,
+    pub(super) features: RawFeatures,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawFeatures {
+    pub(super) headers: Vec<String>,
+    pub(super) labels: Vec<String>,
+    pub(super) attributes: Vec<String>,
+    pub(super) request_control: bool,
+    pub(super) rates: bool,
+    pub(super) session: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawObjective {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) priority: i64,
+    pub(super) pool: Option<String>,
 }
 
 impl Default for RawRouting {
@@ -128,6 +158,8 @@ impl Default for RawRouting {
             module_places: 4,
             served_header: true,
             approximate_prefix: RawApproximatePrefix::default(),
+            refuse: false,
+            features: RawFeatures::default(),
         }
     }
 }

@@ -5,10 +5,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::ModulePaths;
 use super::files::content_hash;
-use routing::{Needs, SessionSource};
-
+use super::{ModulePaths, features};
 use crate::config::{Config, Model, ModelRewrite, Pool, RewriteTarget, Routing};
 
 /// Router and feeder share it: shared data is kept per `vm_id`. A scorer module has one of its own,
@@ -146,8 +144,7 @@ pub(super) fn filters(
     modules: &ModulePaths,
     held: &BTreeMap<String, usize>,
 ) -> Vec<(String, Value)> {
-    let mut intake = intake(config);
-    read_by_plugins(&mut intake, &config.routing.needs);
+    let intake = intake(config);
     let mut picker = chosen_by(&config.routing);
     if config.meter.is_some() {
         picker["meter"] = json!(true);
@@ -155,6 +152,7 @@ pub(super) fn filters(
     if config.routing.has_served_header {
         picker["servedHeader"] = json!(true);
     }
+    features::picker(config, &mut picker);
     // fail_open is deprecated in favour of failure_policy and is not the same: only it lets the
     // streams of a dead VM live. The two exclude each other.
     let fail_open = ("fail_open", json!(true));
@@ -239,27 +237,6 @@ fn chosen_by(routing: &Routing) -> Value {
     picker
 }
 
-/// Tells intake what of requests and endpoints plugins read by name.
-fn read_by_plugins(intake: &mut Value, needs: &Needs) {
-    let Needs { headers, labels, attributes, session } = needs;
-    for (key, names) in [("headers", headers), ("labels", labels), ("attributes", attributes)] {
-        if !names.is_empty() {
-            intake[key] = json!(names);
-        }
-    }
-    match session {
-        None => {}
-        Some(SessionSource::EncodedEndpoint { header }) => {
-            intake["session"] = json!({"strategy": "encoded_endpoint_header", "headers": [header]});
-        }
-        Some(SessionSource::SessionId { headers, ttl_seconds }) => {
-            intake["session"] = json!({
-                "strategy": "session_id", "headers": headers, "ttlSeconds": ttl_seconds,
-            });
-        }
-    }
-}
-
 /// The filter that names the asked model in answers, which is the meter's module.
 pub(super) const RESTORER: &str = "restorer";
 /// A VM apart from the meter's: its death costs names, not measurements.
@@ -313,6 +290,7 @@ fn intake(config: &Config) -> Value {
     if let [first, _, ..] = config.pools.as_slice() {
         intake["byModel"] = json!(first.name);
     }
+    features::intake(config, &mut intake);
     intake
 }
 

@@ -6,6 +6,7 @@
 
 mod ecds;
 mod envoy;
+mod features;
 mod files;
 mod resource;
 mod revive;

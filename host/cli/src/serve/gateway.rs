@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use feed::{
-    Ack, BatchBuilder, Cell, Directory, DirectoryEntry, EndpointEntry, Key, LoadTable,
-    MAX_ADAPTERS, MAX_SINGLETON_BYTES, OtherGateways, Table,
+    Ack, BatchBuilder, Cell, Directory, DirectoryEntry, Key, LoadTable, MAX_ADAPTERS,
+    MAX_SINGLETON_BYTES, OtherGateways,
 };
 use feed_push::{Fill, StateSource};
 use tokio::time::Instant;
@@ -117,14 +117,20 @@ impl GatewayFeed {
     fn push_singletons(&self, epoch: u64, batch: &mut BatchBuilder) {
         let odd = Key::parity(epoch);
         for ScopeFeed { scope, .. } in &self.scopes {
-            let endpoints = (0u16..)
-                .zip(&scope.endpoints)
-                .map(|(slot, endpoint)| EndpointEntry { slot, address: endpoint.address.clone() });
-            let table = Table { epoch, endpoints: endpoints.collect() };
-            batch.push(Key::Table(odd, scope.number), &table.encode());
+            batch.push(Key::Table(odd, scope.number), &scope.table(epoch).encode());
             batch.push(Key::Model(odd, scope.number), &scope.model_value(epoch).encode());
         }
     }
+}
+
+/// Engines say how many adapters they run, so what they say of them is left out where it does not fit.
+fn load_value(mut table: LoadTable) -> Vec<u8> {
+    let value = table.encode();
+    if value.len() <= MAX_SINGLETON_BYTES {
+        return value;
+    }
+    table.records.iter_mut().for_each(|record| record.adapters = None);
+    table.encode()
 }
 
 impl StateSource for GatewayFeed {
@@ -168,7 +174,7 @@ impl StateSource for GatewayFeed {
             if *load_sent != live.load_version && has_room(batch) {
                 let records = (0u16..).zip(&live.engines).map(|(slot, e)| record(slot, e));
                 let table = LoadTable { epoch, records: records.collect() };
-                batch.push(Key::Load(Key::parity(epoch), scope.number), &table.encode());
+                batch.push(Key::Load(Key::parity(epoch), scope.number), &load_value(table));
                 *load_sent = live.load_version;
                 self.in_flight.loads.push(i);
             }
@@ -224,5 +230,35 @@ impl StateSource for GatewayFeed {
             let feed = &self.scopes[i];
             feed.scope.live().indexes[at].1.mark(feed.watcher, bucket);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use feed::{EngineAdapters, LoadRecord};
+
+    #[test]
+    fn adapters_that_do_not_fit_are_left_out_and_loads_are_not() {
+        let table = |endpoints: u16, adapters: u16| {
+            let numbers: Vec<u16> = (0..adapters).collect();
+            let told =
+                EngineAdapters { running: numbers.clone(), waiting: numbers, has_room: true };
+            let record = |slot| LoadRecord {
+                slot,
+                block_size_tokens: 16,
+                adapters: Some(told.clone()),
+                ..LoadRecord::default()
+            };
+            LoadTable { epoch: 1, records: (0..endpoints).map(record).collect() }
+        };
+        let fits = table(200, 64);
+        assert_eq!(LoadTable::decode(&load_value(fits.clone())), Ok(fits));
+        let value = load_value(table(400, 64));
+        assert!(value.len() <= MAX_SINGLETON_BYTES);
+        let held = LoadTable::decode(&value).unwrap().records;
+        let is_plain =
+            |record: &LoadRecord| record.adapters.is_none() && record.block_size_tokens == 16;
+        assert!(held.len() == 400 && held.iter().all(is_plain));
     }
 }

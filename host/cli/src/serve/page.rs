@@ -347,6 +347,14 @@ fn of_accuracy(page: &mut Page, daemon: &Daemon) {
                 }
                 let ratio = f64::from(of.reliability().ratio());
                 page.gauge("wasm_epp_prefix_weight_ratio", &labels, ratio);
+                if let Some(rate) = of.prefill.tokens_per_s() {
+                    let name = "wasm_epp_measured_prefill_tokens_per_second";
+                    page.gauge(name, &labels, f64::from(rate));
+                }
+                if let Some(ms) = of.decode.ms_per_token() {
+                    let seconds = f64::from(ms) / 1e3;
+                    page.gauge("wasm_epp_measured_tpot_seconds", &labels, seconds);
+                }
             }
         }
     }

@@ -6,9 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use canonical::Checker;
-use feed::{LoadRecord, MAX_ADAPTERS, MAX_SINGLETON_BYTES, ModelValue};
+use feed::{
+    EndpointEntry, EngineAdapters, LoadRecord, MAX_ADAPTERS, MAX_ENGINE_ADAPTERS,
+    MAX_SINGLETON_BYTES, ModelValue, Table,
+};
 use kv_events::{Encoding, Position, Resume};
 use model::{ModelFolder, TokenTable};
+use pod_metrics::LoraAdapters;
 use prefix_index::{Index, IndexConfig, KeySpace, Presence};
 use prompt::{Renderer, TemplateError};
 use routing::{Load, SourceState};
@@ -86,6 +90,8 @@ pub(crate) struct Live {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Engine {
     pub(crate) load: Load,
+    /// Its LoRA adapters by its metrics.
+    pub(crate) adapters: Option<EngineAdapters>,
     /// State of the stream of its events.
     pub(crate) stream: SourceState,
     /// The stream does not go back to the engine's start.
@@ -284,6 +290,12 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
             }
             let endpoints: Vec<Endpoint> =
                 pool.endpoints.iter().filter(|e| e.model == model.name).cloned().collect();
+            let table_bytes = table_of(&endpoints, 0).encode().len();
+            ensure!(
+                table_bytes <= MAX_SINGLETON_BYTES,
+                "{name}: addresses, labels and attributes of the endpoints take {table_bytes} bytes, \
+                 at most {MAX_SINGLETON_BYTES} fit the feed"
+            );
             let buckets = (model.max_strides / STRIDES_PER_BUCKET).clamp(64, 1 << 24);
             let bucket_count = (buckets as u32).next_power_of_two();
             let number = next_number;
@@ -369,7 +381,24 @@ impl Live {
         self.indexes.iter_mut().map(|(_, index)| index)
     }
 
-    /// Takes note of an adapter that an event names. Beyond the limit it stays unknown to gateways,
+    /// What a page says of adapters, by their numbers. Those that have none count for the room alone.
+    pub(crate) fn number_adapters(&mut self, lora: &LoraAdapters) -> EngineAdapters {
+        let mut numbers = |names: &BTreeSet<String>| -> Vec<u16> {
+            names.iter().for_each(|name| self.learn_adapter(name));
+            let places = names.iter().filter_map(|name| {
+                let place = self.adapters.iter().position(|known| known == name)?;
+                u16::try_from(place).ok()
+            });
+            places.take(MAX_ENGINE_ADAPTERS).collect()
+        };
+        EngineAdapters {
+            has_room: lora.has_room(),
+            running: numbers(&lora.running),
+            waiting: numbers(&lora.waiting),
+        }
+    }
+
+    /// Takes note of an adapter that an event or a page names. Beyond the limit it stays unknown to gateways,
     /// and its requests are routed by load.
     pub(crate) fn learn_adapter(&mut self, name: &str) {
         let has_room = self.adapters.len() < MAX_ADAPTERS && name.len() <= MAX_ADAPTER_NAME_BYTES;
@@ -424,6 +453,10 @@ impl Scope {
         }
     }
 
+    pub(crate) fn table(&self, epoch: u64) -> Table {
+        table_of(&self.endpoints, epoch)
+    }
+
     pub(crate) fn model_value(&self, epoch: u64) -> ModelValue {
         ModelValue {
             epoch,
@@ -433,6 +466,16 @@ impl Scope {
             spec_json: self.spec_json.clone(),
         }
     }
+}
+
+fn table_of(endpoints: &[Endpoint], epoch: u64) -> Table {
+    let entries = (0u16..).zip(endpoints).map(|(slot, endpoint)| EndpointEntry {
+        slot,
+        address: endpoint.address.clone(),
+        labels: endpoint.labels.clone().into_iter().collect(),
+        attributes: endpoint.attributes.clone().into_iter().collect(),
+    });
+    Table { epoch, endpoints: entries.collect() }
 }
 
 /// The engine's record of the load table.
@@ -445,5 +488,6 @@ pub(crate) fn record(slot: u16, engine: &Engine) -> LoadRecord {
         cache_tokens: engine.cache_tokens,
         // Saturating: what is no such time is unknown.
         started_s: engine.process_start.map_or(0, |seconds| seconds as u32),
+        adapters: engine.adapters.clone(),
     }
 }

@@ -323,7 +323,7 @@ const SNAPSHOTS: [Metric; 7] = [
     ),
 ];
 
-const MEASURED: [Metric; 7] = [
+const MEASURED: [Metric; 9] = [
     gauge("wasm_epp_measured_answers", MEASURED_OF, "Answers measured in this epoch"),
     gauge(
         "wasm_epp_measured_answers_reported",
@@ -346,6 +346,16 @@ const MEASURED: [Metric; 7] = [
         "wasm_epp_prefix_weight_ratio",
         MEASURED_OF,
         "Share of the endpoint's matches that is counted",
+    ),
+    gauge(
+        "wasm_epp_measured_prefill_tokens_per_second",
+        MEASURED_OF,
+        "Uncached prompt tokens in the time to the first token, over the latest streams; from five on",
+    ),
+    gauge(
+        "wasm_epp_measured_tpot_seconds",
+        MEASURED_OF,
+        "Time per output token after the first, over the latest streams; from five on",
     ),
 ];
 

@@ -157,13 +157,18 @@ async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
     loop {
         ticks.tick().await;
         let scraped = scraper.scrape(&url).await;
+        let mut adapters = None;
         if let Ok(load) = &scraped {
             fence(&scope, slot, load);
+            adapters = load.lora.as_ref().map(|lora| scope.live().number_adapters(lora));
         }
         scope.update(slot, |engine| {
             engine.counters.scrapes += 1;
             match scraped {
-                Ok(load) => answered(engine, &load),
+                Ok(load) => {
+                    answered(engine, &load);
+                    engine.adapters = adapters;
+                }
                 Err(error) => {
                     let text = match std::error::Error::source(&error) {
                         Some(source) => format!("{error}: {source}"),
@@ -265,7 +270,7 @@ fn failed(engine: &mut Engine, error: String, down_after: u32) {
     engine.failures = engine.failures.saturating_add(1);
     engine.scrape_error = Some(error);
     if engine.failures >= down_after {
-        engine.load = Load::default();
+        (engine.load, engine.adapters) = (Load::default(), None);
     }
 }
 

@@ -1,5 +1,6 @@
 //! `/metrics` with vLLM's names, labels and order of labels.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -84,9 +85,15 @@ fn page(app: &App) -> String {
         1.0,
     );
     if !app.config.adapters.is_empty() {
+        let [running, waiting] = &stats.adapters;
+        let names = |adapters: &BTreeSet<String>| {
+            escape(&adapters.iter().map(String::as_str).collect::<Vec<_>>().join(","))
+        };
         let lora = format!(
-            "max_lora=\"{}\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"",
-            app.config.adapters.len()
+            "max_lora=\"{}\",running_lora_adapters=\"{}\",waiting_lora_adapters=\"{}\"",
+            app.config.adapters.len(),
+            names(running),
+            names(waiting),
         );
         page.plain(
             "vllm:lora_requests_info",

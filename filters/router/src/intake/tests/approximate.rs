@@ -26,6 +26,7 @@ fn sources(gateway: &Gateway, silent: &[u16], cache_tokens: u32) {
         block_size_tokens: 16,
         cache_tokens,
         started_s: 0,
+        adapters: None,
     };
     let records = (0..3).map(record).collect();
     gateway.set(Key::Load(Key::parity(8), 0), &LoadTable { epoch: 8, records }.encode());

@@ -1,6 +1,8 @@
 //! `latency`.
 
-use routing::{Candidate, OutOfRange, PickHistory, RequestFeatures, Scorer, uncached_tokens};
+use routing::{
+    Candidate, Needs, OutOfRange, PickHistory, RequestFeatures, Scorer, uncached_tokens,
+};
 use serde::Deserialize;
 
 use super::share;
@@ -101,6 +103,10 @@ impl Headrooms {
 }
 
 impl Scorer for Latency {
+    fn needs(&self) -> Needs {
+        Needs { request_control: true, rates: true, ..Needs::default() }
+    }
+
     fn score(
         &self,
         request: &RequestFeatures,

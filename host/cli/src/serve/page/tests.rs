@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use feed::{Accuracy, BatchBuilder, BatchHeader, SlotAccuracy};
+use feed::{Accuracy, BatchBuilder, BatchHeader, SlotAccuracy, Speed};
 use feed_push::{Fill, StateSource};
 use kv_events::{SourceState as EventState, SourceUpdate, decode};
 use serde_json::Value;
@@ -124,7 +124,9 @@ fn the_page_has_exactly_the_metrics_of_the_table() {
     {
         let mut status = setup.daemon.gateways[0].status.lock().unwrap();
         status.last_ack = Some(Instant::now());
-        let slots = vec![(0, SlotAccuracy::default())];
+        let speed = Speed { answers: 5, tokens: 100.0, ms: 50.0 };
+        let slots =
+            vec![(0, SlotAccuracy { prefill: speed, decode: speed, ..SlotAccuracy::default() })];
         status.accuracy.push(setup.daemon.scopes[0].number, Accuracy { epoch: 1, slots });
     }
 
