@@ -178,7 +178,7 @@ async fn a_dead_router_vm_is_revived_and_no_stream_is_cut() {
         assert_eq!(revivals(&vms(&stand, "router").await), i as u64 + 1);
         let lasted = last - died;
         eprintln!("{place}: {undecided} requests undecided, the last {lasted:?} after the trap");
-        assert!(lasted < Duration::from_secs(8), "{lasted:?}");
+        assert!(lasted < Duration::from_secs(15), "{lasted:?}");
         wait_until("one of the VMs is new", PATIENCE, async || {
             let after = rows(&stand).await;
             let is_kept = after.iter().any(|vm| before.contains(vm));

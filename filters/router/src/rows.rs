@@ -10,7 +10,7 @@ use crate::config::fnv1a;
 const BEAT_NS: u64 = 250_000_000;
 /// A row whose beat is older than this may be claimed by another VM: its owner is idle or dead, and
 /// an idle one claims again when it is back.
-const ABANDONED_NS: u64 = 3_000_000_000;
+const ABANDONED_NS: u64 = 6_000_000_000;
 
 /// The row of one VM. Claimed at the first request and not before: the canary and main-thread VMs
 /// run `on_configure` too and never serve.
@@ -133,11 +133,11 @@ mod tests {
         b.beat(&host, 2_000, 0, &picked(1));
         assert_eq!(held(&host), [1, 2]);
         // a goes on, b is silent, c starts later and takes b's row.
-        a.beat(&host, 4_000_000_000, 0, &picked(2));
-        c.beat(&host, 4_100_000_000, 0, &picked(1));
+        a.beat(&host, 7_000_000_000, 0, &picked(2));
+        c.beat(&host, 7_100_000_000, 0, &picked(1));
         assert_eq!(held(&host), [1, 3]);
         // b was only idle: it finds its row taken and takes a new one.
-        b.beat(&host, 4_200_000_000, 0, &picked(2));
+        b.beat(&host, 7_200_000_000, 0, &picked(2));
         assert_eq!(held(&host), [1, 3, 2]);
     }
 
@@ -157,10 +157,10 @@ mod tests {
         // A row that another has taken is not given up with one's own.
         let mut late = Row::default();
         late.beat(&host, 5_000, 0, &picked(1));
-        b.beat(&host, 4_000_000_000, 0, &picked(2));
-        c.beat(&host, 4_000_000_000, 0, &picked(2));
-        a.beat(&host, 4_000_000_000, 0, &picked(2));
-        Row::default().beat(&host, 4_000_000_000, 0, &picked(1));
+        b.beat(&host, 7_000_000_000, 0, &picked(2));
+        c.beat(&host, 7_000_000_000, 0, &picked(2));
+        a.beat(&host, 7_000_000_000, 0, &picked(2));
+        Row::default().beat(&host, 7_000_000_000, 0, &picked(1));
         assert_eq!(held(&host), [3, 2, 4, 6]);
         late.give_up(&host);
         assert_eq!(held(&host), [3, 2, 4, 6]);

@@ -185,7 +185,7 @@ fn a_vm_that_was_silent_too_long_takes_another_slot_than_its_successors() {
     host.now_ns.set(100 * SECOND);
     let (mut silent, mut successor) = (Vm::default(), Vm::default());
     let _open = reserve(&host, &mut silent, 10);
-    host.now_ns.set(104 * SECOND);
+    host.now_ns.set(107 * SECOND);
     let _other = reserve(&host, &mut successor, 5);
     assert_eq!(successor.row.identity().map(|(_, slot)| slot), Some(0));
     silent.tick(&host, 0, host.now_ns.get());

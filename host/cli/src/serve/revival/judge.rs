@@ -6,9 +6,10 @@ use std::time::Duration;
 use feed::WorkerRow;
 use tokio::time::Instant;
 
-/// A router VM beats every second, so one whose row is older is dead; others stop counting its row at
-/// the same age. Rows of VMs that ended otherwise are not in the ack.
-const SILENT_NS: u64 = 3_000_000_000;
+/// A router VM beats every second, so one whose row is older is dead. Others stop counting what it has
+/// in flight after three, but a worker that is starved may be as late as that and live. Rows of VMs
+/// that ended otherwise are not in the ack.
+const SILENT_NS: u64 = 5_000_000_000;
 /// Requests without a scorer's scores, in a row and in one worker, from which its VM counts as dead.
 const ABSENT: u32 = 3;
 /// Time a gateway may take from renamed files to a VM that serves. What its rows say of a scorer

@@ -67,7 +67,7 @@ fn a_dead_vm_is_revived_until_it_is_given_up_and_afresh_when_its_files_change() 
     assert_eq!(setup.files(), files);
     // Every VM that is loaded is dead by the next look.
     let mut revived = Vec::new();
-    for s in 104..300 {
+    for s in 106..300 {
         let vms = setup.ack(s, s);
         let now = setup.files();
         let is_written = now.iter().zip(&files).all(|(now, before)| now != before);
@@ -79,7 +79,7 @@ fn a_dead_vm_is_revived_until_it_is_given_up_and_afresh_when_its_files_change() 
         assert_eq!(vms.revivals as usize, revived.len());
         assert_eq!((vms.dead, vms.error), (usize::from(!is_written), None));
     }
-    assert_eq!(revived, [104, 106, 110, 118, 134]);
+    assert_eq!(revived, [106, 108, 112, 120, 136]);
     let vms = setup.ack(300, 300);
     assert!(vms.is_given_up, "{vms:?}");
     let told = vms.details("router");
@@ -101,11 +101,11 @@ fn a_dead_vm_is_revived_until_it_is_given_up_and_afresh_when_its_files_change() 
 fn without_its_files_a_gateways_dead_vm_is_only_told() {
     let mut setup = Setup::new("");
     let files = setup.files();
-    let vms = setup.ack(104, 1);
+    let vms = setup.ack(106, 1);
     assert_eq!((vms.dead, vms.revivals), (1, 0));
     assert_eq!(setup.files(), files);
     let mut setup = Setup::new(", resources: elsewhere");
-    let vms = setup.ack(104, 1);
+    let vms = setup.ack(106, 1);
     assert_eq!((vms.dead, vms.revivals), (1, 0));
     let error = vms.error.unwrap();
     assert!(error.contains("elsewhere/ecds/intake.yaml: No such file"), "{error}");

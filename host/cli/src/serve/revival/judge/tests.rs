@@ -50,11 +50,11 @@ fn a_row_that_stands_still_while_the_gateways_clock_goes_on_is_a_dead_vms() {
     let mut gateway = Gateway::new();
     let rows = |living, dead| [row(1, living, 5, 0, 9), row(2, dead, 5, 0, 9)];
     assert_eq!(gateway.ack(101, &rows(101, 100)), []);
-    assert_eq!(gateway.ack(103, &rows(103, 100)), [], "an idle VM beats every second");
-    assert_eq!(gateway.ack(104, &rows(104, 100)), [router(1, false)]);
-    assert_eq!(gateway.ack(104, &rows(99, 100)), [router(2, false)]);
+    assert_eq!(gateway.ack(105, &rows(105, 100)), [], "a starved VM may be late");
+    assert_eq!(gateway.ack(106, &rows(106, 100)), [router(1, false)]);
+    assert_eq!(gateway.ack(106, &rows(99, 100)), [router(2, false)]);
     // An ack that is late itself says nothing.
-    assert_eq!(gateway.ack(104, &rows(104, 104)), []);
+    assert_eq!(gateway.ack(106, &rows(106, 106)), []);
 }
 
 #[test]
@@ -62,34 +62,34 @@ fn a_vm_is_revived_once_however_long_its_row_stays() {
     let mut gateway = Gateway::new();
     // The one that lives is configured anew, which the row says.
     let rows = |s, config| [row(1, s, config, 0, 9), row(2, 100, 5, 0, 9)];
-    assert_eq!(gateway.ack(104, &rows(104, 5)), [router(1, false)]);
-    gateway.revive(104, Vm::Router, &rows(104, 5));
-    assert_eq!(gateway.ack(105, &rows(105, 5)), []);
-    for s in 106..400 {
+    assert_eq!(gateway.ack(106, &rows(106, 5)), [router(1, false)]);
+    gateway.revive(106, Vm::Router, &rows(106, 5));
+    assert_eq!(gateway.ack(107, &rows(107, 5)), []);
+    for s in 108..400 {
         assert_eq!(gateway.ack(s, &rows(s, 6)), [], "{s}");
     }
     // The next VM of that worker takes the row, and dies too.
     let taken = |s, beat| [row(1, s, 6, 0, 9), row(3, beat, 6, 0, 9)];
     assert_eq!(gateway.ack(400, &taken(400, 400)), []);
-    assert_eq!(gateway.ack(404, &taken(404, 400)), [router(1, false)]);
+    assert_eq!(gateway.ack(406, &taken(406, 400)), [router(1, false)]);
 }
 
 #[test]
 fn a_gateway_that_takes_no_notice_is_told_apart_from_one_without_requests() {
     let mut gateway = Gateway::new();
     let rows = |s| [row(1, s, 5, 0, 9), row(2, 100, 5, 0, 9)];
-    assert_eq!(gateway.ack(104, &rows(104)), [router(1, false)]);
-    gateway.revive(104, Vm::Router, &rows(104));
-    assert_eq!(gateway.ack(114, &rows(114)), [], "it may still load");
-    assert_eq!(gateway.ack(115, &rows(115)), [router(1, true)]);
-    gateway.revive(115, Vm::Router, &rows(115));
-    assert_eq!(gateway.ack(116, &rows(116)), []);
+    assert_eq!(gateway.ack(106, &rows(106)), [router(1, false)]);
+    gateway.revive(106, Vm::Router, &rows(106));
+    assert_eq!(gateway.ack(116, &rows(116)), [], "it may still load");
+    assert_eq!(gateway.ack(117, &rows(117)), [router(1, true)]);
+    gateway.revive(117, Vm::Router, &rows(117));
+    assert_eq!(gateway.ack(118, &rows(118)), []);
 
     // All are dead: nobody can tell before a request comes.
     let mut gateway = Gateway::new();
     let dead = [row(1, 100, 5, 0, 9), row(2, 100, 5, 0, 9)];
-    assert_eq!(gateway.ack(104, &dead), [router(2, false)]);
-    gateway.revive(104, Vm::Router, &dead);
+    assert_eq!(gateway.ack(106, &dead), [router(2, false)]);
+    gateway.revive(106, Vm::Router, &dead);
     assert_eq!(gateway.ack(300, &dead), []);
     // One worker has a VM again; it has the new configuration.
     assert_eq!(gateway.ack(301, &[row(3, 301, 6, 0, 9), row(2, 100, 5, 0, 9)]), []);
