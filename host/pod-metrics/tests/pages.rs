@@ -92,7 +92,10 @@ fn naive(page: &str) -> EngineLoad {
         num_gpu_blocks: (!blocks.is_empty()).then(|| blocks.iter().sum()),
         prompt_tokens: sum(&["vllm:prompt_tokens_total", "sglang:prompt_tokens_total"])
             .map(|n| n as u64),
-        process_start_seconds: values(&["process_start_time_seconds"]).last().copied(),
+        // No process started at the epoch.
+        process_start_seconds: values(&["process_start_time_seconds"])
+            .into_iter()
+            .rfind(|seconds| *seconds > 0.0),
         lora: lora(&scrape),
     }
 }
