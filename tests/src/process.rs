@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -26,9 +27,22 @@ pub fn wasm_epp() -> Result<PathBuf> {
         .context("the wasm-epp binary is not built: run `cargo build -p wasm-epp` or scripts/test")
 }
 
-/// A free loopback port. Nothing holds it, so use it at once.
+/// A free loopback port that this process gives once. It is below those that the system gives to
+/// connections and to listeners of port 0 (from 32768 on, ip(7)), so nobody takes it by chance while
+/// it is not yet, or for the time of a restart no longer, listened at.
 pub fn port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const PORTS: std::ops::Range<u32> = 12_000..32_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run beside each other start at different places.
+    let start = std::process::id().wrapping_mul(97);
+    for _ in PORTS {
+        let next = start.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = (PORTS.start + next % (PORTS.end - PORTS.start)) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port among {PORTS:?}");
 }
 
 /// Waits until `condition` gives a value; `what` is the error's text.
