@@ -294,7 +294,8 @@ async fn streams_tell_how_fast_engines_are(stand: Rc<Stand>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_remembered_by_all_workers() {
-    let stand = start("{strategy: session_id, header: x-user, ttlSeconds: 600}", 2).await;
+    let stand =
+        start("{strategy: session_id, sessionIdConfig: {sources: [{header: x-user}]}}", 2).await;
     for (user, zone, engine) in [("alice", "c", 2), ("bob", "a", 0), ("carol", "b", 1)] {
         let id: (&str, &[u8]) = ("x-user", user.as_bytes());
         let body = completion(&prose(&format!("first of {user}"), 300));

@@ -41,24 +41,6 @@ pub struct PluginSpec {
     /// Of a module: whether what it says is only recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<bool>,
-    /// Of a module: what it reads by name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub needs: Option<NeedsSpec>,
-}
-
-/// What a module reads by name.
-#[derive(Deserialize, Serialize, Clone, PartialEq, Debug, Default)]
-#[serde(deny_unknown_fields, default)]
-pub struct NeedsSpec {
-    /// Request headers.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub headers: Vec<String>,
-    /// Labels of endpoints.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub labels: Vec<String>,
-    /// Numeric attributes of endpoints.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub attributes: Vec<String>,
 }
 
 /// A profile as written.
@@ -257,9 +239,6 @@ impl Builder {
         let name = plugin.name.as_deref().unwrap_or_default();
         check_name(&format!("{path}.name"), name)?;
         once(&format!("{path}.name"), name, &mut names.modules)?;
-        let NeedsSpec { headers, labels, attributes } = plugin.needs.clone().unwrap_or_default();
-        let headers = headers.iter().map(|name| name.to_ascii_lowercase()).collect();
-        self.needs.add(Needs { headers, labels, attributes, ..Needs::default() });
         let module = Module { name: name.to_owned(), is_shadow: plugin.shadow.unwrap_or_default() };
         if let Some(at) = self.modules.iter().position(|known| known.name == name) {
             if self.modules.get(at) != Some(&module) {
@@ -408,13 +387,9 @@ impl Names {
         let name = plugin.name.as_ref().unwrap_or(&plugin.r#type);
         if plugin.r#type != MODULE {
             let key = if plugin.name.is_some() { "name" } else { "type" };
-            for (key, is_given) in
-                [("shadow", plugin.shadow.is_some()), ("needs", plugin.needs.is_some())]
-            {
-                if is_given {
-                    let accepted = format!("none, as only plugins of type {MODULE} have it");
-                    return Err(SpecError::new(format!("{path}.{key}"), "a value", accepted));
-                }
+            if plugin.shadow.is_some() {
+                let accepted = format!("none, as only plugins of type {MODULE} have it");
+                return Err(SpecError::new(format!("{path}.shadow"), "a value", accepted));
             }
             check_name(&format!("{path}.{key}"), name)?;
             once(&format!("{path}.{key}"), name, &mut self.own)?;
@@ -459,11 +434,7 @@ fn without_weight(path: &str, plugin: &PluginSpec) -> Result<(), SpecError> {
 }
 
 fn only_type_and_parameters(path: &str, plugin: &PluginSpec) -> Result<(), SpecError> {
-    let given = [
-        ("name", plugin.name.is_some()),
-        ("shadow", plugin.shadow.is_some()),
-        ("needs", plugin.needs.is_some()),
-    ];
+    let given = [("name", plugin.name.is_some()), ("shadow", plugin.shadow.is_some())];
     match given.into_iter().find(|(_, is_given)| *is_given) {
         None => Ok(()),
         Some((key, _)) => {

@@ -196,19 +196,14 @@ fn modules_are_shared_by_profiles_and_say_who_stays() {
     let profiles = json!([
         {"name": "a", "scorers": [module(json!({"weight": 2}))]},
         {"name": "b", "filters": [module(json!({}))],
-         "scorers": [{"type": "module", "name": "other", "shadow": true,
-                      "needs": {"headers": ["X-A"], "labels": ["l"], "attributes": ["v"]}}]},
+         "scorers": [{"type": "module", "name": "other", "shadow": true}]},
     ]);
     let handler = json!({"type": "header", "parameters": {"default": "b"}});
     let routing = long(profiles, handler.clone()).unwrap();
     let modules: Vec<(&str, bool)> =
         routing.modules.iter().map(|m| (m.name.as_str(), m.is_shadow)).collect();
     assert_eq!(modules, [("mine", false), ("other", true)]);
-    assert_eq!(routing.needs.headers, ["epp-profile", "x-a"]);
-    assert_eq!(
-        (routing.needs.labels, routing.needs.attributes),
-        (vec!["l".into()], vec!["v".into()])
-    );
+    assert_eq!(routing.needs.headers, ["epp-profile"]);
     let pool: Vec<Candidate> = (0..4).map(|slot| candidate(slot, "both", 0)).collect();
     let said = [Some(vec![Some(0.5), Some(0.49), None, Some(f32::NAN)]), None];
     let (request, history) = (RequestFeatures::default(), PickHistory::default());

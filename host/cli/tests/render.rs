@@ -233,7 +233,7 @@ fn profiles_and_what_plugins_read_are_rendered_as_the_gateway_reads_them() {
         router::PickerConfig::parse(picker.to_string().as_bytes()).expect("the gateway's picker");
         (intake, picker)
     };
-    let (intake, picker) = render("");
+    let (intake, mut picker) = render("");
     for key in ["headers", "labels", "attributes", "session"] {
         assert!(intake.get(key).is_none(), "no plugin reads any: {intake}");
     }
@@ -241,14 +241,17 @@ fn profiles_and_what_plugins_read_are_rendered_as_the_gateway_reads_them() {
         {"type": "prefix-cache", "weight": 3.0}, {"type": "queue", "weight": 2.0},
         {"type": "kv-cache-utilization", "weight": 2.0}, {"type": "no-hit-lru", "weight": 2.0},
     ]});
+    assert_eq!(intake["revision"], picker["revision"]);
+    picker.as_object_mut().expect("an object").remove("revision");
     assert_eq!(picker, expected);
 
     let module = "type: module, name: mine, module: modules/mine.wasm, parameters: {a: 1}";
+    let revision = intake["revision"].clone();
     let (intake, picker) = render(&format!(
         "  profiles:
   - name: decode
     filters: [{{type: role, parameters: {{role: decode}}}}]
-    scorers: [{{{module}, weight: 2, needs: {{headers: [X-Mine]}}}}]
+    scorers: [{{{module}, weight: 2}}]
     picker: {{type: weighted-random}}
   - name: prefill
     scorers:
@@ -256,11 +259,14 @@ fn profiles_and_what_plugins_read_are_rendered_as_the_gateway_reads_them() {
     - {{type: endpoint-attribute, parameters: {{attributeKey: power, algorithm: {{type: linear_lower_is_better}}}}}}
     - {{type: session-affinity, parameters: {{strategy: session_id}}}}
   profileHandler: {{type: header, parameters: {{header: EPP-Profile}}}}
+  features: {{headers: [x-mine]}}
 "
     ));
     assert_eq!(intake["headers"], serde_json::json!(["epp-profile", "x-mine", "x-session-id"]));
     assert_eq!(intake["labels"], serde_json::json!(["llm-d.ai/role"]));
     assert_eq!(intake["attributes"], serde_json::json!(["power"]));
+    // Both filters of the VM are others, or none.
+    assert!(intake["revision"] != revision && intake["revision"] == picker["revision"]);
     let session = serde_json::json!(
         {"strategy": "session_id", "headers": ["x-session-id"], "ttlMs": 300_000}
     );
@@ -312,7 +318,9 @@ fn what_plugins_read_is_in_the_filters_configurations_only_if_it_is_asked_for() 
     let features = "routing: {refuse: true, features: {headers: [x-a], labels: [zone], rates: true, session: {strategy: session_id}}, ";
     let more = "objectives: [{name: batch, priority: -10, pool: pool-a}]\nmeter: {}\n";
     let [intake, picker] = configurations(&(plain.replace("routing: {", features) + more));
-    let session = serde_json::json!({"strategy": "session_id"});
+    let session = serde_json::json!(
+        {"strategy": "session_id", "headers": ["x-session-id"], "ttlMs": 300_000}
+    );
     for filter in [&intake, &picker] {
         assert_eq!((&filter["session"], &filter["refuse"]), (&session, &true.into()));
     }

@@ -1,32 +1,16 @@
-//! Labels, attributes, objectives, and what modules of one's own read of them.
+//! Labels, attributes, objectives, and what modules read of them.
 
 use std::collections::{BTreeMap, HashSet};
 
 use feed::{MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS};
-use routing::ENGINE_ATTRIBUTES;
-use serde_json::{Value, json};
+use routing::{ENGINE_ATTRIBUTES, Needs, ParameterError, SessionSource};
+use scorers::SCORERS;
+use serde_json::{Map, Value};
 
 use super::Pool;
 use super::check::{filled, unique, within};
 use super::error::Refused;
 use super::raw::{RawFeatures, RawObjective};
-
-/// What modules read beyond what is always published.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Features {
-    /// Headers of requests, in lower case.
-    pub headers: Vec<String>,
-    /// Labels of endpoints.
-    pub labels: Vec<String>,
-    /// Attributes of endpoints.
-    pub attributes: Vec<String>,
-    /// Objective, fairness id and latency objectives.
-    pub request_control: bool,
-    /// How fast endpoints are, by the meter.
-    pub rates: bool,
-    /// Whether an endpoint has the request's session: intake's and picker's `session`.
-    pub session: Option<Value>,
-}
 
 /// A named priority.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +91,8 @@ pub(super) fn attributes(
     Ok(checked)
 }
 
-pub(super) fn features(raw: RawFeatures) -> Result<Features, Refused> {
+/// Adds what modules read by `routing.features`.
+pub(super) fn add(raw: RawFeatures, needs: &mut Needs) -> Result<(), Refused> {
     let key = |name: &str| format!("routing.features.{name}");
     for (name, list) in
         [("headers", &raw.headers), ("labels", &raw.labels), ("attributes", &raw.attributes)]
@@ -119,69 +104,30 @@ pub(super) fn features(raw: RawFeatures) -> Result<Features, Refused> {
     raw.labels.iter().try_for_each(|name| label_name(&key("labels"), name))?;
     raw.attributes.iter().try_for_each(|name| attribute_name(&key("attributes"), name))?;
     raw.headers.iter().try_for_each(|name| header_name(&key("headers"), name))?;
-    let session = raw.session.map(|parameters| session_of(&key("session"), &parameters));
-    Ok(Features {
-        headers: raw.headers,
-        labels: raw.labels,
-        attributes: raw.attributes,
-        request_control: raw.request_control,
-        rates: raw.rates,
-        session: session.transpose()?,
-    })
+    let session = match raw.session {
+        Some(parameters) => session(&key("session"), parameters)?,
+        None => None,
+    };
+    let RawFeatures { headers, labels, attributes, request_control, rates, .. } = raw;
+    if !needs.add(Needs { headers, labels, attributes, request_control, rates, session }) {
+        let expected = "sessions to be found as the plugins find them, or no such key";
+        return Err(Refused::new(key("session"), "another way", expected));
+    }
+    Ok(())
 }
 
-/// The object `session` of intake's and picker's configuration, from parameters as the plugin
-/// `session-affinity` has them: `strategy`, `header`, `ttlSeconds`. `key` is where they stand.
-pub(super) fn session_of(key: &str, parameters: &Value) -> Result<Value, Refused> {
-    let none = serde_json::Map::new();
-    let given = match parameters {
-        Value::Null => &none,
-        Value::Object(given) => given,
-        other => return Err(shown(key, other, "strategy, header and ttlSeconds")),
+/// How sessions are found, from parameters as the plugin `session-affinity` has them.
+fn session(key: &str, parameters: Map<String, Value>) -> Result<Option<SessionSource>, Refused> {
+    let Some(plugin) = SCORERS.iter().find(|scorer| scorer.name == "session-affinity") else {
+        return Ok(None);
     };
-    if let Some(name) =
-        given.keys().find(|name| !["strategy", "header", "ttlSeconds"].contains(&name.as_str()))
-    {
-        return Err(Refused::new(key, name, "strategy, header and ttlSeconds"));
-    }
-    let at = |name: &str| format!("{key}.{name}");
-    let strategy = given.get("strategy").cloned().unwrap_or(json!("encoded_endpoint_header"));
-    let is_remembered = match strategy.as_str() {
-        Some("encoded_endpoint_header") => false,
-        Some("session_id") => true,
-        _ => {
-            let expected = "encoded_endpoint_header or session_id";
-            return Err(shown(&at("strategy"), &strategy, expected));
-        }
-    };
-    let mut session = json!({"strategy": strategy});
-    match given.get("header") {
-        None => {}
-        Some(Value::String(name)) => {
-            header_name(&at("header"), name)?;
-            session["header"] = json!(name);
-        }
-        Some(other) => return Err(shown(&at("header"), other, "a header's name")),
-    }
-    match given.get("ttlSeconds") {
-        None => {}
-        Some(value) if !is_remembered => {
-            let expected = "none, as the strategy remembers nothing";
-            return Err(shown(&at("ttlSeconds"), value, expected));
-        }
-        Some(value) => {
-            let seconds = value.as_f64().filter(|seconds| (0.001..=86_400.0).contains(seconds));
-            let seconds = seconds
-                .ok_or_else(|| shown(&at("ttlSeconds"), value, "a number in 0.001..=86400"))?;
-            session["ttlMs"] = json!((seconds * 1e3).round() as u64);
+    match plugin.build(parameters) {
+        Ok(built) => Ok(built.needs().session),
+        Err(ParameterError { key: of, value, accepted }) => {
+            let key = if of.is_empty() { key.to_owned() } else { format!("{key}.{of}") };
+            Err(Refused { key, value, expected: accepted })
         }
     }
-    Ok(session)
-}
-
-/// A refused value as JSON has it.
-fn shown(key: &str, value: &Value, expected: &str) -> Refused {
-    Refused { key: key.to_owned(), value: value.to_string(), expected: expected.to_owned() }
 }
 
 fn few(key: &str, count: usize) -> Result<(), Refused> {

@@ -22,7 +22,7 @@ use std::time::Duration;
 pub use address::FeedAddress;
 pub use approximate::ApproximatePrefix;
 pub use error::ConfigError;
-pub use features::{Features, Objective};
+pub use features::Objective;
 pub use rewrites::{ModelRewrite, RewriteTarget};
 use routing::Needs;
 use scorers::spec::RoutingSpec;
@@ -192,7 +192,8 @@ pub struct Snapshot {
 pub struct Routing {
     /// The profiles with their plugins; of modules without their parameters.
     pub spec: RoutingSpec,
-    /// What plugins read of requests and endpoints by name.
+    /// What plugins read beyond what is always published: built-in ones by their parameters, modules
+    /// by `routing.features`.
     pub needs: Needs,
     /// Plugins that are modules of their own, each once, names unique; at most `module_places`.
     pub modules: Vec<PluginModule>,
@@ -211,8 +212,6 @@ pub struct Routing {
     pub approximate_prefix: Option<ApproximatePrefix>,
     /// Whether requests are refused where llm-d refuses them.
     pub refuses: bool,
-    /// What modules read beyond what is always published.
-    pub features: Features,
 }
 
 /// How answers are measured.

@@ -54,10 +54,11 @@ pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> 
         raw.profile_handler.map(|handler| modules.plugin("routing.profileHandler", handler));
     spec.profile_handler = handler.transpose()?;
     let retries: u32 = within("routing.retries", raw.retries, 0, 10)?;
-    let built = spec.build(retries as usize + 1).map_err(refused)?;
+    let mut needs = spec.build(retries as usize + 1).map_err(refused)?.needs;
+    features::add(raw.features, &mut needs)?;
     Ok(Routing {
         spec,
-        needs: built.needs,
+        needs,
         modules: modules.all,
         module_places,
         max_state_age_ms: within("routing.maxStateAgeMs", raw.max_state_age_ms, 100, 3_600_000)?,
@@ -71,7 +72,6 @@ pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> 
         has_served_header: raw.served_header,
         approximate_prefix: approximate::check(raw.approximate_prefix)?,
         refuses: raw.refuse,
-        features: features::features(raw.features)?,
     })
 }
 
@@ -115,7 +115,6 @@ impl Modules<'_> {
             weight: raw.weight,
             parameters: raw.parameters.clone().unwrap_or_default(),
             shadow: raw.shadow,
-            needs: raw.needs,
         };
         if spec.r#type != MODULE {
             return match raw.module {

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use scorers::spec::NeedsSpec;
 use serde::Deserialize;
 
 /// The whole file. Only `pools` is required; a section with nothing under it is the default one.
@@ -132,7 +131,7 @@ pub(super) struct RawFeatures {
     pub(super) attributes: Vec<String>,
     pub(super) request_control: bool,
     pub(super) rates: bool,
-    pub(super) session: Option<serde_json::Value>,
+    pub(super) session: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -242,7 +241,6 @@ pub(super) struct RawPlugin {
     pub(super) module: Option<String>,
     pub(super) parameters: Option<serde_json::Map<String, serde_json::Value>>,
     pub(super) shadow: Option<bool>,
-    pub(super) needs: Option<NeedsSpec>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -144,7 +144,7 @@ pub(super) fn filters(
     modules: &ModulePaths,
     held: &BTreeMap<String, usize>,
 ) -> Vec<(String, Value)> {
-    let intake = intake(config);
+    let mut intake = intake(config);
     let mut picker = chosen_by(&config.routing);
     if config.meter.is_some() {
         picker["meter"] = json!(true);
@@ -153,6 +153,9 @@ pub(super) fn filters(
         picker["servedHeader"] = json!(true);
     }
     features::picker(config, &mut picker);
+    // A dead VM goes on when every filter of it is configured anew, so a change of one is one of both.
+    let both = revision(&modules.router, &json!([intake, picker]));
+    (intake["revision"], picker["revision"]) = (json!(both), json!(both));
     // fail_open is deprecated in favour of failure_policy and is not the same: only it lets the
     // streams of a dead VM live. The two exclude each other.
     let fail_open = ("fail_open", json!(true));
@@ -242,8 +245,8 @@ pub(super) const RESTORER: &str = "restorer";
 /// A VM apart from the meter's: its death costs names, not measurements.
 const RESTORER_VM_ID: &str = "wasm-epp-restorer";
 
-/// Tells a scorer's configurations apart: another module, other parameters, another number. It comes
-/// back with each of its scores.
+/// Tells configurations apart: another module, other parameters, another number. A scorer's comes back
+/// with each of its scores.
 fn revision(file: &Path, configuration: &Value) -> u32 {
     let text = format!("{}\n{configuration}", file.file_name().unwrap_or_default().display());
     let digits = content_hash(text.as_bytes());

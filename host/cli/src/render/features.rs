@@ -6,26 +6,19 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 
-/// Adds intake's part: what built-in plugins read by their parameters, and what modules read by
-/// `routing.features`.
+/// Adds intake's part.
 pub(super) fn intake(config: &Config, intake: &mut Value) {
-    let (features, needs) = (&config.routing.features, &config.routing.needs);
-    let lists = [
-        ("headers", &features.headers, &needs.headers),
-        ("labels", &features.labels, &needs.labels),
-        ("attributes", &features.attributes, &needs.attributes),
-    ];
-    for (key, own, more) in lists {
-        let mut names: Vec<&String> = own.iter().chain(more).collect();
-        names.sort_unstable();
-        names.dedup();
+    let needs = &config.routing.needs;
+    let lists =
+        [("headers", &needs.headers), ("labels", &needs.labels), ("attributes", &needs.attributes)];
+    for (key, names) in lists {
         if !names.is_empty() {
             intake[key] = json!(names);
         }
     }
     // Who configures objectives has somebody who reads them.
     let has_objectives = !config.objectives.is_empty();
-    if features.request_control || needs.request_control || has_objectives {
+    if needs.request_control || has_objectives {
         intake["requestControl"] = json!(true);
     }
     if has_objectives {
@@ -38,7 +31,7 @@ pub(super) fn intake(config: &Config, intake: &mut Value) {
         };
         intake["objectives"] = config.objectives.iter().map(objective).collect();
     }
-    if (features.rates || needs.rates) && config.meter.is_some() {
+    if needs.rates && config.meter.is_some() {
         intake["rates"] = json!(true);
     }
     both(config, intake);
@@ -50,10 +43,8 @@ pub(super) fn picker(config: &Config, picker: &mut Value) {
 }
 
 fn both(config: &Config, filter: &mut Value) {
-    // A plugin's parameters say more than what modules were said to read.
-    let of_plugins = config.routing.needs.session.as_ref().map(session);
-    if let Some(session) = of_plugins.or_else(|| config.routing.features.session.clone()) {
-        filter["session"] = session;
+    if let Some(source) = &config.routing.needs.session {
+        filter["session"] = session(source);
     }
     if config.routing.refuses {
         filter["refuse"] = json!(true);

@@ -1,9 +1,9 @@
 //! Labels, attributes, objectives and what modules read of them.
 
-use serde_json::{Value, json};
+use routing::{Needs, SessionSource};
 
 use super::{MODEL, POOLS, accepted, refused_beside_pools, refused_pool};
-use crate::config::{Config, Features};
+use crate::config::Config;
 
 fn with_endpoint(more: &str) -> Config {
     accepted(&format!(
@@ -89,19 +89,23 @@ fn objectives_are_named_once_per_pool() {
 
 #[test]
 fn what_modules_read_is_listed() {
-    let features =
-        |text: &str| accepted(&format!("routing: {{features: {text}}}{POOLS}")).routing.features;
-    assert_eq!(features("{}"), Features::default());
-    let all =
-        features("{headers: [x-a], labels: [zone], attributes: [cost, waiting], rates: true}");
+    // The scorers of a configuration without any read none of these.
+    let needs =
+        |text: &str| accepted(&format!("routing: {{features: {text}}}{POOLS}")).routing.needs;
+    assert_eq!(needs("{}"), Needs::default());
+    let all = needs("{headers: [x-a], labels: [zone], attributes: [cost, waiting], rates: true}");
     assert_eq!((all.headers, all.labels), (vec!["x-a".to_owned()], vec!["zone".to_owned()]));
     assert!(all.rates && !all.request_control);
-    let session = |text: &str| features(&format!("{{session: {text}}}")).session;
-    let expected = |value: Value| Some(value);
-    assert_eq!(session("{}"), expected(json!({"strategy": "encoded_endpoint_header"})));
+    let session = |text: &str| needs(&format!("{{session: {text}}}")).session;
+    let header = "x-session-token".to_owned();
+    assert_eq!(session("{}"), Some(SessionSource::EncodedEndpoint { header }));
+    let headers = vec!["x-user".to_owned()];
     assert_eq!(
-        session("{strategy: session_id, header: x-user, ttlSeconds: 1.5}"),
-        expected(json!({"strategy": "session_id", "header": "x-user", "ttlMs": 1500}))
+        session(
+            "{strategy: session_id, sessionIdConfig: {sources: [{header: X-User}], \
+             evictionTtlSeconds: 1.5}}"
+        ),
+        Some(SessionSource::SessionId { headers, ttl_seconds: 1.5 })
     );
     let check = |text: &str, expected: &str| {
         refused_beside_pools(
@@ -120,18 +124,19 @@ fn what_modules_read_is_listed() {
     let session = |text: &str, expected: &str| check(&format!("{{session: {text}}}"), expected);
     session(
         "{strategy: cookie}",
-        "session.strategy: \"cookie\" is not accepted: expected encoded_endpoint_header or session_id",
+        "session.strategy: \"cookie\" is not accepted: expected \"encoded_endpoint_header\" or \"session_id\"",
     );
     session(
-        "{ttlSeconds: 5}",
-        "session.ttlSeconds: 5 is not accepted: expected none, as the strategy remembers nothing",
-    );
-    session(
-        "{strategy: session_id, ttlSeconds: 0}",
-        "session.ttlSeconds: 0 is not accepted: expected a number in 0.001..=86400",
+        "{sessionIdConfig: {evictionTtlSeconds: 0}}",
+        "session.sessionIdConfig.evictionTtlSeconds: 0 is not accepted: expected 1 to 86400",
     );
     session(
         "{headerName: x}",
-        "session: \"headerName\" is not accepted: expected strategy, header and ttlSeconds",
+        "session.headerName: a value is not accepted: expected one of strategy, encodedEndpointHeaderConfig, sessionIdConfig",
+    );
+    refused_beside_pools(
+        "routing: {features: {session: {strategy: session_id}}, scorers: [{type: session-affinity}]}",
+        "c.yaml: routing.features.session: \"another way\" is not accepted: expected sessions to be \
+         found as the plugins find them, or no such key",
     );
 }

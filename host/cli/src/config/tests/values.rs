@@ -283,7 +283,7 @@ fn scorer_modules_are_named_once_and_have_a_place() {
         "{type: module, name: a, module: m}, {type: module, name: a, module: n}",
         "[1].name: \"a\" is not accepted: expected file and parameters that a has where it was named before",
     );
-    for (key, value) in [("module", "m"), ("shadow", "false"), ("needs", "{labels: [a]}")] {
+    for (key, value) in [("module", "m"), ("shadow", "false")] {
         check(
             &format!("{{type: queue, {key}: {value}}}"),
             &format!(

@@ -113,8 +113,13 @@ impl Judge {
         self.revived.retain(|vm, _| seen.rows.iter().any(|row| row.vm == *vm));
         let mut dead = Dead { vm: Vm::Router, workers: 0, has_scored: true, is_ignored: false };
         for row in seen.rows.iter().filter(|row| !seen.lives(row)) {
-            // A worker's next VM takes a row at its first request, so a row may stay for long after
-            // its VM was replaced. The VMs that live tell at once whether the files were taken.
+            // A worker's next VM takes a row at its first request, and not always this one, so a row may
+            // stay for long after its VM was replaced. The VMs that live tell at once whether it was:
+            // all of a gateway's are configured anew, and the dead ones replaced, by the same files.
+            let mut living = seen.living().peekable();
+            if living.peek().is_some() && living.all(|living| living.config != row.config) {
+                continue;
+            }
             let is_ignored = self.revived.get(&row.vm).map(|revived| {
                 let mut living = seen.living().peekable();
                 now.duration_since(revived.at) > TAKEN

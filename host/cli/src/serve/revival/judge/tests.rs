@@ -75,6 +75,20 @@ fn a_vm_is_revived_once_however_long_its_row_stays() {
 }
 
 #[test]
+fn a_row_of_a_configuration_that_no_living_vm_has_is_history() {
+    // Somebody else wrote the files, and the worker's next VM took another row.
+    let mut gateway = Gateway::new();
+    let dead = row(2, 100, 5, 0, 9);
+    assert_eq!(gateway.ack(106, &[row(1, 106, 5, 0, 9), dead.clone()]), [router(1, false)]);
+    let both = |first, second| [row(1, 107, first, 0, 9), dead.clone(), row(3, 107, second, 0, 9)];
+    assert_eq!(gateway.ack(107, &both(5, 6)), [router(1, false)], "one has not taken them yet");
+    assert_eq!(gateway.ack(107, &both(6, 6)), []);
+    // Of the configuration that they have, a silent row is a dead VM's again.
+    let next = [row(1, 113, 6, 0, 9), dead.clone(), row(3, 107, 6, 0, 9)];
+    assert_eq!(gateway.ack(113, &next), [router(1, false)]);
+}
+
+#[test]
 fn a_gateway_that_takes_no_notice_is_told_apart_from_one_without_requests() {
     let mut gateway = Gateway::new();
     let rows = |s| [row(1, s, 5, 0, 9), row(2, 100, 5, 0, 9)];
