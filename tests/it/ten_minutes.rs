@@ -70,7 +70,7 @@ async fn the_document_is_true() {
     let yaml = blocks[2].1.replace("unix:run/feed.sock", "unix:feed.sock");
     std::fs::write(stand.config_file(), format!("{before}{yaml}\n")).unwrap();
     let swapped = run(folder, &blocks[3].1);
-    assert!(swapped.starts_with("gw-0  swapped    scorer-0 picker, in "), "{swapped}");
+    assert!(swapped.starts_with("gw-0  swapped    scorer-0 intake picker, in "), "{swapped}");
     let record = request("is it there").await;
     let scores = record["modules"]["my-scorer"].as_object().unwrap();
     // A prompt this short may go anywhere.
