@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 mod adapters;
+mod affinities;
 mod approximate;
 mod bodies;
 mod connecting;
 mod daemon_loss;
+mod disagg;
 mod doctor;
+mod draws;
 mod engine_loss;
 mod features;
 mod feed_listener;

@@ -21,6 +21,9 @@ const START: Duration = Duration::from_secs(60);
 pub struct StandOptions {
     /// Simulated engines.
     pub engines: Vec<EngineOptions>,
+    /// What the configuration says of each of them beside addresses and model: YAML members like
+    /// `labels: {tier: gold}`.
+    pub endpoints: Vec<String>,
     /// Further endpoints (servers of the test's own), without events.
     pub others: Vec<SocketAddr>,
     /// Envoy's worker threads.
@@ -43,6 +46,7 @@ impl Default for StandOptions {
     fn default() -> Self {
         Self {
             engines: vec![EngineOptions::default(); 3],
+            endpoints: Vec::new(),
             others: Vec::new(),
             workers: 1,
             model: "tiny".into(),
@@ -189,11 +193,11 @@ impl Stand {
         // Engines may have been added to those of the first pool since.
         let more: usize = options.more_pools.iter().map(|pool| pool.engines.len()).sum();
         let (own, mut rest) = self.engines.split_at(self.engines.len() - more);
-        self.write_pool(&mut text, &first, own);
+        self.write_pool(&mut text, &first, own, &options.endpoints);
         for pool in &options.more_pools {
             let (own, after) = rest.split_at(pool.engines.len());
             rest = after;
-            self.write_pool(&mut text, pool, own);
+            self.write_pool(&mut text, pool, own, &[]);
         }
         let _ = write!(
             text,
@@ -205,7 +209,13 @@ impl Stand {
         text + &options.more_config
     }
 
-    fn write_pool(&self, text: &mut String, pool: &PoolOptions, engines: &[Engine]) {
+    fn write_pool(
+        &self,
+        text: &mut String,
+        pool: &PoolOptions,
+        engines: &[Engine],
+        members: &[String],
+    ) {
         let PoolOptions { name, model, .. } = pool;
         let _ = write!(
             text,
@@ -219,7 +229,7 @@ impl Stand {
             let _ = writeln!(text, "  routePrefix: {prefix}");
         }
         text.push_str("  endpoints:\n");
-        for engine in engines {
+        for (i, engine) in engines.iter().enumerate() {
             let _ = write!(text, "  - {{address: {}, model: {model}", engine.http);
             let told = |address: &Option<String>| {
                 address.clone().filter(|_| !self.options.engines_connect)
@@ -229,6 +239,9 @@ impl Stand {
             }
             if let Some(replay) = told(&engine.replay) {
                 let _ = write!(text, ", replay: \"{replay}\"");
+            }
+            if let Some(members) = members.get(i) {
+                let _ = write!(text, ", {members}");
             }
             text.push_str("}\n");
         }

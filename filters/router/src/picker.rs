@@ -1,16 +1,19 @@
 //! `picker`: from candidates to destinations.
 
+mod told;
+
 use feed::{
     Accuracy, EndpointHash, FEATURES_PROPERTY, Features, Key, PREDICTION_PROPERTY, Picks,
     Predicted, Prediction,
 };
 use hostcalls::{Expect, Host, Status};
 use routing::{
-    Candidate, Chance, Decision, ModuleScores, NoDecision, Outcome, PickHistory, Reliability,
-    SourceState, uncached_tokens,
+    Candidate, Chance, ModuleScores, Outcome, PickHistory, Reliability, SourceState,
+    uncached_tokens,
 };
 use serde_json::{Map, Value, json};
 
+use self::told::{Shadow, explanation, first_address, shadows};
 use crate::approximate::SentTrace;
 use crate::config::PickerConfig;
 use crate::modules::{self, Said};
@@ -167,16 +170,18 @@ impl Picker {
         }
         let address = host.property(&["upstream", "address"]).ok().flatten();
         let address = address.and_then(|bytes| String::from_utf8(bytes).ok());
-        let Some(address) = address.filter(|address| !address.is_empty()) else { return };
-        if let Some(reservation) = reservation
-            && vm.reservations.move_to(reservation, EndpointHash::of(&address))
-        {
-            vm.report.moved(host);
-            if let Some(trace) = reservation.sent.take() {
-                (*trace).moved(host, &mut vm.report, EndpointHash::of(&address));
+        let address = address.filter(|address| !address.is_empty());
+        if let Some(reservation) = reservation {
+            // Whoever answers has the prompt, or gave up on it.
+            let mut is_changed = vm.reservations.prefilled(reservation);
+            if let Some(address) = &address {
+                is_changed |= self.moved(host, vm, reservation, EndpointHash::of(address));
             }
-            vm.publish(host, self.config.hash, host.monotonic_ns());
+            if is_changed {
+                vm.publish(host, self.config.hash, host.monotonic_ns());
+            }
         }
+        let Some(address) = address else { return };
         if !self.config.has_served_header && session.is_none() || !is_of_endpoint(host) {
             return;
         }
@@ -190,6 +195,31 @@ impl Picker {
         {
             vm.report.mishap(host, "session_token_refused");
         }
+    }
+
+    /// The request may be elsewhere than it was sent. True if it is.
+    fn moved(
+        &self,
+        host: &impl Host,
+        vm: &mut Vm,
+        reservation: &mut Reservation,
+        endpoint: EndpointHash,
+    ) -> bool {
+        if !vm.reservations.move_to(reservation, endpoint) {
+            return false;
+        }
+        vm.report.moved(host);
+        if let Some(trace) = reservation.sent.take() {
+            (*trace).moved(host, &mut vm.report, endpoint);
+        }
+        // Not so where every attempt failed: the session would follow to one that does not answer.
+        if let (Some(session), Some(affinity)) = (reservation.session, &self.config.session)
+            && is_of_endpoint(host)
+            && !affinity.bind(host, session, endpoint, host.monotonic_ns())
+        {
+            vm.report.mishap(host, "session_not_bound");
+        }
+        true
     }
 
     /// The request has ended, however it did.
@@ -225,16 +255,24 @@ impl Picker {
             vm.report.fell_back(host, "header_refused");
             return None;
         }
-        if let Some(prefiller) = self.prefiller(features, made.outcome)
-            && host.set_request_header(PREFILLER_HEADER, Some(prefiller)).is_err()
-        {
-            vm.report.mishap(host, "prefiller_refused");
-        }
+        let prefiller = self.prefiller(features, made.outcome);
+        let prefiller = prefiller.filter(|prefiller| {
+            let is_set =
+                host.set_request_header(PREFILLER_HEADER, Some(&prefiller.address)).is_ok();
+            if !is_set {
+                vm.report.mishap(host, "prefiller_refused");
+            }
+            is_set
+        });
+        // Both will hold the prompt.
+        let holders = || std::iter::once(*first).chain(prefiller);
         if let Some((_, slot)) = vm.row.identity() {
-            let endpoint = EndpointHash::of(&first.address);
-            let (keys, held) = (&features.request.trail, first.matched.gpu_strides);
-            if !vm.speculation.record(host, slot, keys, endpoint, held, now_ns) {
-                vm.report.mishap(host, "trail_not_recorded");
+            for holder in holders() {
+                let endpoint = EndpointHash::of(&holder.address);
+                let (keys, held) = (&features.request.trail, holder.matched.gpu_strides);
+                if !vm.speculation.record(host, slot, keys, endpoint, held, now_ns) {
+                    vm.report.mishap(host, "trail_not_recorded");
+                }
             }
         }
         let uncached = |target: &&Candidate| {
@@ -242,15 +280,25 @@ impl Picker {
         };
         let mut reservation = vm.reservations.reserve(targets.iter().map(uncached).collect());
         if let Some(reservation) = &mut reservation {
+            if let Some(prefiller) = prefiller {
+                let (endpoint, tokens) = uncached(&prefiller);
+                vm.reservations.prefill(reservation, endpoint, tokens);
+            }
             reservation.sent = SentTrace::begin(host, &mut vm.report, features, &targets);
         }
-        if !record(host, features.scope, first.slot, decision.was_cold, picks) {
+        let slots: Vec<u16> = holders().map(|holder| holder.slot).collect();
+        if !record(host, features.scope, &slots, decision.was_cold, picks) {
             vm.report.mishap(host, "pick_not_recorded");
         }
-        if let Some(session) = &self.config.session {
+        if let Some(affinity) = &self.config.session
+            && let Some(session) = affinity.named(host, &features.request.model)
+        {
             let endpoint = EndpointHash::of(&first.address);
-            if !session.bind(host, &features.request.model, endpoint, now_ns) {
+            if !affinity.bind(host, session, endpoint, now_ns) {
                 vm.report.mishap(host, "session_not_bound");
+            }
+            if let Some(reservation) = &mut reservation {
+                reservation.session = Some(session);
             }
         }
         if self.config.has_meter {
@@ -269,13 +317,13 @@ impl Picker {
     }
 
     /// The endpoint that is to compute the prompt for the one that answers, where a profile chose one.
-    fn prefiller<'a>(&self, features: &'a Features, outcome: &Outcome) -> Option<&'a str> {
+    fn prefiller<'a>(&self, features: &'a Features, outcome: &Outcome) -> Option<&'a Candidate> {
         let profiles = &self.config.profiles.profiles;
         let chosen = outcome.others.iter().find(|other| {
             profiles.get(other.profile).is_some_and(|profile| profile.name == PREFILL_PROFILE)
         });
         let first = chosen?.decision.targets.first()?;
-        features.candidates.get(*first).map(|candidate| candidate.address.as_str())
+        features.candidates.get(*first)
     }
 
     /// The decision as JSON: matched blocks per endpoint (null when nobody holds any), what each of the
@@ -317,6 +365,14 @@ impl Picker {
         let others: Map<String, Value> = others.collect();
         if !others.is_empty() {
             line.insert("others".to_owned(), Value::Object(others));
+        }
+        if let Some(prefiller) = self.prefiller(features, outcome) {
+            let told = json!({
+                "profile": PREFILL_PROFILE,
+                "endpoint": prefiller.address,
+                "tokens": uncached_tokens(request, prefiller),
+            });
+            line.insert("prefill".to_owned(), told);
         }
         Value::Object(std::mem::take(line))
     }
@@ -394,12 +450,14 @@ fn read_picks(host: &impl Host, scope: u16, epoch: u64) -> (Picks, Expect) {
 fn record(
     host: &impl Host,
     scope: u16,
-    slot: u16,
+    slots: &[u16],
     was_cold: bool,
     (mut picks, mut expect): (Picks, Expect),
 ) -> bool {
     for _ in 0..PICK_TRIES {
-        picks.record(slot, was_cold);
+        for slot in slots {
+            picks.record(*slot, was_cold);
+        }
         match host.set_shared(Key::Picks(scope).encode().as_ref(), &picks.encode(), expect) {
             Ok(()) => return true,
             Err(Status::CasMismatch) => (picks, expect) = read_picks(host, scope, picks.epoch),
@@ -407,84 +465,6 @@ fn record(
         }
     }
     false
-}
-
-/// Candidates' numbers by address, but for zeros.
-fn by_address(features: &Features, of: impl Fn(&Candidate) -> u32) -> Map<String, Value> {
-    let numbers = features.candidates.iter().map(|candidate| (candidate, of(candidate)));
-    let nonzero = numbers.filter(|(_, number)| *number > 0);
-    nonzero.map(|(candidate, number)| (candidate.address.clone(), json!(number))).collect()
-}
-
-/// A shadow, and the endpoint the request would have gone to had it counted.
-type Shadow<'a> = (&'a str, Option<&'a str>);
-
-/// What each shadow would have made of the decision, by itself.
-fn shadows<'a>(
-    said: &Said<'a>,
-    features: &'a Features,
-    run: impl Fn(&ModuleScores) -> Result<Outcome, NoDecision>,
-) -> Vec<Shadow<'a>> {
-    let shadows = said.shadows.iter().map(|(name, at, scores)| {
-        let with_it = run(&said.with_shadow(*at, scores)).ok();
-        (*name, with_it.and_then(|outcome| first_address(features, &outcome)))
-    });
-    shadows.collect()
-}
-
-fn first_address<'a>(features: &'a Features, outcome: &Outcome) -> Option<&'a str> {
-    let first = outcome.primary.decision.targets.first()?;
-    features.candidates.get(*first).map(|target| target.address.as_str())
-}
-
-/// The part that says nothing of profiles.
-fn explanation(
-    features: &Features,
-    said: &Said<'_>,
-    decision: &Decision,
-    list: &[&str],
-    shadows: &[Shadow<'_>],
-) -> Value {
-    let held = by_address(features, |candidate| candidate.matched.gpu_blocks);
-    let totals: Map<String, Value> = features
-        .candidates
-        .iter()
-        .zip(&decision.totals)
-        .filter_map(|(candidate, total)| {
-            let rounded = (f64::from((*total)?) * 1e4).round() / 1e4;
-            Some((candidate.address.clone(), json!(rounded)))
-        })
-        .collect();
-    let mut line = json!({
-        "model": features.request.model,
-        "scores": if held.is_empty() { Value::Null } else { Value::Object(held) },
-        "modules": said.explanation(features),
-        "totals": totals,
-        "picked": list,
-        "speculative": by_address(features, |candidate| candidate.matched.speculative_strides),
-        "in_flight": by_address(features, |candidate| candidate.in_flight.requests),
-        "was_tie": decision.was_tie,
-        "prompt_bytes": features.request.prompt_bytes,
-        "unmatched": features.request.unmatched_reason,
-    });
-    let guessed = by_address(features, |candidate| {
-        let is_guess = candidate.source == SourceState::Approximate;
-        if is_guess { candidate.matched.gpu_tokens } else { 0 }
-    });
-    if let (false, Some(line)) = (guessed.is_empty(), line.as_object_mut()) {
-        line.insert("approximate".to_owned(), Value::Object(guessed));
-    }
-    let lowered = features.candidates.iter().filter(|candidate| is_lowered(candidate));
-    if let (false, Some(line)) = (shadows.is_empty(), line.as_object_mut()) {
-        let shadows = shadows.iter().map(|(name, other)| ((*name).to_owned(), json!(other)));
-        line.insert("shadows".to_owned(), Value::Object(shadows.collect()));
-    }
-    let lowered: Map<String, Value> =
-        lowered.map(|c| (c.address.clone(), json!(c.reliability.ratio()))).collect();
-    if let (false, Some(line)) = (lowered.is_empty(), line.as_object_mut()) {
-        line.insert("prefix_weight_lowered".to_owned(), Value::Object(lowered));
-    }
-    line
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use feed::{Cell, EndpointHash, Key, MAX_CELLS, MAX_ROWS, MatrixRow, OtherGateways, add_cells};
+use feed::{
+    Cell, EndpointHash, Key, MAX_CELLS, MAX_ROWS, MatrixRow, OtherGateways, SessionHash, add_cells,
+};
 use hostcalls::{Expect, Host, Status};
 
 use crate::approximate::SentTrace;
@@ -24,8 +26,12 @@ pub struct Reservation {
     tokens: u64,
     /// What it would cost each destination.
     targets: Vec<(EndpointHash, u64)>,
+    /// Who computes the prompt for the endpoint that answers, and of how many tokens.
+    prefill: Option<(EndpointHash, u64)>,
     /// What was remembered of where it went.
     pub(crate) sent: Option<Box<SentTrace>>,
+    /// The session that is bound to where it went.
+    pub(crate) session: Option<SessionHash>,
 }
 
 /// What became of a written row.
@@ -51,7 +57,21 @@ impl Reservations {
     pub fn reserve(&mut self, targets: Vec<(EndpointHash, u64)>) -> Option<Reservation> {
         let (endpoint, tokens) = *targets.first()?;
         self.add(endpoint, tokens);
-        Some(Reservation { endpoint, tokens, targets, sent: None })
+        Some(Reservation { endpoint, tokens, targets, prefill: None, sent: None, session: None })
+    }
+
+    /// Another endpoint computes `tokens` of the request's prompt first.
+    pub fn prefill(&mut self, reservation: &mut Reservation, endpoint: EndpointHash, tokens: u64) {
+        self.prefilled(reservation);
+        reservation.prefill = Some((endpoint, tokens));
+        self.add(endpoint, tokens);
+    }
+
+    /// That endpoint has done its part. False when there is none, or no longer.
+    pub fn prefilled(&mut self, reservation: &mut Reservation) -> bool {
+        let Some((endpoint, tokens)) = reservation.prefill.take() else { return false };
+        self.subtract(endpoint, tokens);
+        true
     }
 
     /// The request is served by `endpoint`. True when that is not where it was.
@@ -59,7 +79,7 @@ impl Reservations {
         if reservation.endpoint == endpoint {
             return false;
         }
-        self.subtract(reservation);
+        self.subtract(reservation.endpoint, reservation.tokens);
         let target = reservation.targets.iter().find(|(target, _)| *target == endpoint);
         // What an endpoint that was not listed holds is not known: as much as the first.
         reservation.tokens = target.map_or(reservation.tokens, |(_, tokens)| *tokens);
@@ -69,8 +89,9 @@ impl Reservations {
     }
 
     /// The request has ended.
-    pub fn release(&mut self, reservation: Reservation) {
-        self.subtract(&reservation);
+    pub fn release(&mut self, mut reservation: Reservation) {
+        self.prefilled(&mut reservation);
+        self.subtract(reservation.endpoint, reservation.tokens);
     }
 
     /// This VM's cells, ascending.
@@ -163,12 +184,12 @@ impl Reservations {
         cell.1 = cell.1.saturating_add(tokens);
     }
 
-    fn subtract(&mut self, reservation: &Reservation) {
-        if let Some(cell) = self.cells.get_mut(&reservation.endpoint) {
+    fn subtract(&mut self, endpoint: EndpointHash, tokens: u64) {
+        if let Some(cell) = self.cells.get_mut(&endpoint) {
             cell.0 = cell.0.saturating_sub(1);
-            cell.1 = cell.1.saturating_sub(reservation.tokens);
+            cell.1 = cell.1.saturating_sub(tokens);
             if cell.0 == 0 {
-                self.cells.remove(&reservation.endpoint);
+                self.cells.remove(&endpoint);
             }
         }
     }

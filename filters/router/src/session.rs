@@ -120,18 +120,24 @@ impl SessionAffinity {
         }
     }
 
-    /// Binds the request's session to where it goes, or keeps it there. False when another worker
-    /// or the host would not have it.
+    /// The session that the request names, if sessions are remembered. To be asked while its headers
+    /// can be read.
+    pub(crate) fn named(&self, host: &impl Host, model: &str) -> Option<SessionHash> {
+        let Self::SessionId { headers, .. } = self else { return None };
+        let id = headers.iter().find_map(|header| told(host, header))?;
+        Some(SessionHash::of(model, &id))
+    }
+
+    /// Binds a session to where its request goes, or keeps it there. False when another worker or the
+    /// host would not have it.
     pub(crate) fn bind(
         &self,
         host: &impl Host,
-        model: &str,
+        session: SessionHash,
         endpoint: EndpointHash,
         now_ns: u64,
     ) -> bool {
-        let Self::SessionId { headers, ttl_ns } = self else { return true };
-        let Some(id) = headers.iter().find_map(|header| told(host, header)) else { return true };
-        let session = SessionHash::of(model, &id);
+        let Self::SessionId { ttl_ns, .. } = self else { return true };
         let key = Key::Sessions(session.bucket()).encode();
         for _ in 0..BIND_TRIES {
             let Ok(held) = host.shared(key.as_ref()) else { return false };

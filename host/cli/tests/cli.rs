@@ -207,3 +207,25 @@ fn the_example_configuration_loads_and_says_the_defaults() {
     };
     assert_eq!(numbers(&example), numbers(&default), "the example shows the defaults");
 }
+
+#[test]
+fn a_gateway_that_cannot_be_reached_is_64_and_says_what_is_missing_in_which_file() {
+    let gateways = "gateways: [{name: a, feed: 'unix:a.sock', admin: '127.0.0.1:1'}, \
+                    {name: b, feed: 'unix:b.sock'}]";
+    let folder = folder(&format!("{GOOD}\n{gateways}\n"));
+    for (more, expected) in [
+        (
+            &[][..],
+            "c.yaml: no gateway has both admin and resources, which the command needs: \
+             a has no resources; b has no admin and no resources",
+        ),
+        (&["--gateway", "a"], "c.yaml: gateway a has no resources, which the command needs"),
+        (&["--gateway", "b"], "c.yaml: gateway b has no admin, which the command needs"),
+    ] {
+        let arguments = [&["modules", "swap", "--config", "c.yaml"][..], more].concat();
+        let output = run(folder.path(), &arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+}

@@ -220,3 +220,89 @@ fn an_answer_names_the_endpoint_that_gave_it() {
     check(true, &[(details, "via_upstream")], None);
     check(true, &[("upstream/address", ""), (details, "via_upstream")], None);
 }
+
+const DISAGG: &str = r#"{"destinations":2,
+    "profiles":[{"name":"decode","scorers":[{"type":"prefix-cache","weight":1}]},
+                {"name":"prefill","scorers":[{"type":"lmetric"}]}],
+    "profileHandler":{"type":"disagg","parameters":{"nonCachedTokens":0}},
+    "session":{"strategy":"session_id"}}"#;
+
+/// Requests and tokens by endpoint, as other VMs see them.
+fn in_flight(host: &MemoryHost) -> Vec<(EndpointHash, u32, u64)> {
+    let cells = crate::Reservations::default().in_flight(host, None, host.now_ns.get(), (0, 0));
+    let mut all: Vec<_> =
+        cells.iter().map(|cell| (cell.endpoint, cell.requests, cell.tokens)).collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn who_prefills_has_the_request_until_its_answer_begins() {
+    let (a, mute) = (EndpointHash::of("a"), EndpointHash::of("mute"));
+    let both = |tokens: u64| {
+        let mut both = vec![(a, 1, 80), (mute, 1, tokens)];
+        both.sort_unstable();
+        both
+    };
+    let picker = Picker::new(PickerConfig::parse(DISAGG.as_bytes()).unwrap());
+    let begin = |host: &MemoryHost, vm: &mut Vm| {
+        host.now_ns.set(1_000_000_000);
+        let mut features = features();
+        features.request.prompt_tokens = 200;
+        // `a` lacks 80 tokens and `b` 110, but both are busy; so does `mute` all 200, and is idle.
+        features.candidates[0].in_flight.requests = 9;
+        features.candidates[1].in_flight.requests = 9;
+        host.set_property(FEATURES_PROPERTY, &features.encode()).unwrap();
+        picker.pick(host, vm, 1, host.now_ns.get()).unwrap().unwrap()
+    };
+    let (host, mut vm) = (MemoryHost::default(), Vm::default());
+    let mut reservation = begin(&host, &mut vm);
+    assert_eq!(in_flight(&host), both(200));
+    let lines = host.lines.borrow().last().unwrap().1.clone();
+    let line: Value = serde_json::from_str(lines.strip_prefix("Got pod scores ").unwrap()).unwrap();
+    let told = json!({"profile": "prefill", "endpoint": "mute", "tokens": 200});
+    assert_eq!((&line["prefill"], &line["picked"][0]), (&told, &json!("a")));
+    // Both count as picked.
+    let held = host.shared(Key::Picks(3).encode().as_ref()).unwrap().unwrap().0;
+    let picks = Picks::decode(&held).unwrap();
+    assert!(picks.of(4).0 > 0 && picks.of(2).0 > 0 && picks.of(7).0 == 0);
+    // Also an answer that is the proxy's own, of no endpoint.
+    picker.answered(&host, &mut vm, Some(&mut reservation));
+    assert_eq!(in_flight(&host), [(a, 1, 80)]);
+    picker.answered(&host, &mut vm, Some(&mut reservation));
+    picker.ended(&host, &mut vm, reservation);
+    assert_eq!(in_flight(&host), []);
+
+    let (host, mut vm) = (MemoryHost::default(), Vm::default());
+    let reservation = begin(&host, &mut vm);
+    picker.ended(&host, &mut vm, reservation);
+    assert_eq!(in_flight(&host), [], "without an answer");
+}
+
+#[test]
+fn a_session_is_bound_to_the_endpoint_that_served() {
+    let config = r#"{"destinations":2,"scorers":[{"type":"prefix-cache","weight":1}],
+        "session":{"strategy":"session_id"}}"#;
+    let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
+    let bound = |details: &str, served: &str| {
+        let (host, mut vm) = (MemoryHost::default(), Vm::default());
+        host.headers.borrow_mut().insert("x-session-id".into(), b"alice".to_vec());
+        host.set_property(FEATURES_PROPERTY, &features().encode()).unwrap();
+        let mut reservation = picker.pick(&host, &mut vm, 1, 1).unwrap().unwrap();
+        let answer = |name: &str, value: &str| {
+            host.properties.borrow_mut().insert(name.into(), value.as_bytes().to_vec());
+        };
+        answer("upstream/address", served);
+        answer("response/code_details", details);
+        // Request headers cannot be read any more.
+        host.headers.borrow_mut().clear();
+        picker.answered(&host, &mut vm, Some(&mut reservation));
+        let session = feed::SessionHash::of("", b"alice");
+        let held = host.shared(Key::Sessions(session.bucket()).encode().as_ref()).unwrap();
+        feed::Sessions::decode(&held.unwrap().0).unwrap().find(session, 2, 1_000)
+    };
+    assert_eq!(bound("via_upstream", "a"), Some(EndpointHash::of("a")));
+    assert_eq!(bound("via_upstream", "b"), Some(EndpointHash::of("b")));
+    // Nobody answered: it stays where it was sent.
+    assert_eq!(bound("upstream_reset_before_response_started", "b"), Some(EndpointHash::of("a")));
+}

@@ -22,6 +22,10 @@ fn seen(host: &MemoryHost) -> Vec<(EndpointHash, u32, u64)> {
 enum Step {
     /// VM, destinations with their tokens, by number of the endpoint.
     Pick(usize, Vec<(u64, u64)>),
+    /// Open request, and the endpoint that computes so many tokens of it first.
+    Prefill(prop::sample::Index, u64, u64),
+    /// Open request whose answer begins.
+    Prefilled(prop::sample::Index),
     /// Open request, endpoint that answers it, which need not be a destination.
     Answer(prop::sample::Index, u64),
     /// Open request. How it ends makes no difference.
@@ -36,6 +40,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let targets = proptest::collection::btree_map(0u64..5, 0u64..10_000, 1..4);
     let step = prop_oneof![
         4 => (0usize..3, targets).prop_map(|(vm, targets)| Step::Pick(vm, targets.into_iter().collect())),
+        2 => (any::<prop::sample::Index>(), 0u64..6, 0u64..10_000)
+            .prop_map(|(open, at, tokens)| Step::Prefill(open, at, tokens)),
+        1 => any::<prop::sample::Index>().prop_map(Step::Prefilled),
         2 => (any::<prop::sample::Index>(), 0u64..6).prop_map(|(open, to)| Step::Answer(open, to)),
         3 => any::<prop::sample::Index>().prop_map(Step::End),
         1 => (0usize..3).prop_map(Step::Die),
@@ -51,14 +58,22 @@ struct Open {
     at: u64,
     tokens: u64,
     targets: Vec<(u64, u64)>,
+    prefill: Option<(u64, u64)>,
+}
+
+impl Open {
+    /// Where it counts, and for how many tokens.
+    fn parts(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        std::iter::once((self.at, self.tokens)).chain(self.prefill)
+    }
 }
 
 fn sums(open: &[Open]) -> Vec<(EndpointHash, u32, u64)> {
     let mut sums: BTreeMap<EndpointHash, (u32, u64)> = BTreeMap::new();
-    for request in open {
-        let sum = sums.entry(endpoint(request.at)).or_default();
+    for (at, tokens) in open.iter().flat_map(Open::parts) {
+        let sum = sums.entry(endpoint(at)).or_default();
         sum.0 += 1;
-        sum.1 += request.tokens;
+        sum.1 += tokens;
     }
     sums.into_iter().map(|(endpoint, (requests, tokens))| (endpoint, requests, tokens)).collect()
 }
@@ -87,7 +102,21 @@ proptest! {
                     let reservation = vms[vm].reservations.reserve(hashed.collect()).unwrap();
                     vms[vm].publish(&host, 0, now);
                     let (at, tokens) = targets[0];
-                    open.push(Open { vm, reservation, at, tokens, targets });
+                    open.push(Open { vm, reservation, at, tokens, targets, prefill: None });
+                }
+                Step::Prefill(which, at, tokens) if !open.is_empty() => {
+                    let request = which.get_mut(&mut open);
+                    let vm = &mut vms[request.vm];
+                    vm.reservations.prefill(&mut request.reservation, endpoint(at), tokens);
+                    request.prefill = Some((at, tokens));
+                    vm.publish(&host, 0, now);
+                }
+                Step::Prefilled(which) if !open.is_empty() => {
+                    let request = which.get_mut(&mut open);
+                    let vm = &mut vms[request.vm];
+                    let was_there = vm.reservations.prefilled(&mut request.reservation);
+                    prop_assert_eq!(was_there, request.prefill.take().is_some());
+                    vm.publish(&host, 0, now);
                 }
                 Step::Answer(which, to) if !open.is_empty() => {
                     let request = which.get_mut(&mut open);
@@ -119,7 +148,8 @@ proptest! {
             for vm in &vms {
                 let own = vm.row.identity().map(|(_, slot)| slot);
                 let cells = vm.reservations.in_flight(&host, own, host.now_ns.get(), (0, 0));
-                prop_assert_eq!(cells.iter().map(|cell| u64::from(cell.requests)).sum::<u64>(), open.len() as u64);
+                let parts = open.iter().flat_map(Open::parts).count() as u64;
+                prop_assert_eq!(cells.iter().map(|cell| u64::from(cell.requests)).sum::<u64>(), parts);
             }
         }
         for request in open.drain(..) {

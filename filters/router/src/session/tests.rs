@@ -64,7 +64,8 @@ fn a_token_is_the_endpoint_in_base64() {
         says(&host, "x-session-token", other);
         assert_eq!(marked(&affinity, &host, "m", 0), None, "{other:?}");
     }
-    assert!(affinity.bind(&host, "m", EndpointHash(1), 0));
+    assert_eq!(affinity.named(&host, "m"), None);
+    assert!(affinity.bind(&host, SessionHash(1), EndpointHash(1), 0));
     assert!(host.data.borrow().is_empty(), "nothing is remembered");
 }
 
@@ -74,7 +75,8 @@ fn a_session_stays_where_it_was_for_as_long_as_it_is_used() {
     let affinity = affinity(r#"{"strategy":"session_id","ttlMs":10000}"#).unwrap();
     assert_eq!(affinity.token("[fd00::1]:8000"), None);
     let bind = |address: &str, now_s: u64| {
-        assert!(affinity.bind(&host, "m", EndpointHash::of(address), now_s * SECOND));
+        let Some(session) = affinity.named(&host, "m") else { return };
+        assert!(affinity.bind(&host, session, EndpointHash::of(address), now_s * SECOND));
     };
     bind("[fd00::1]:8000", 0);
     assert!(host.data.borrow().is_empty(), "it names no session");
@@ -93,7 +95,8 @@ fn a_session_stays_where_it_was_for_as_long_as_it_is_used() {
     assert_eq!(at("m", 21), None);
     says(&host, "x-session-id", b"alice");
     *host.refused.borrow_mut() = vec!["set_shared"];
-    assert!(!affinity.bind(&host, "m", EndpointHash(1), 22 * SECOND));
+    let alice = affinity.named(&host, "m").unwrap();
+    assert!(!affinity.bind(&host, alice, EndpointHash(1), 22 * SECOND));
     *host.refused.borrow_mut() = vec!["shared"];
     assert_eq!(at("m", 21), None);
 }

@@ -1,5 +1,7 @@
 //! The routing that is written, profile by profile.
 
+use routing::Needs;
+use scorers::spec::{PluginSpec, RoutingSpec};
 use serde_json::{Map, Value as Json};
 
 use super::catalog::{Kind, Verdict};
@@ -40,6 +42,35 @@ pub(super) struct Planned {
     /// Scorers have one.
     pub weight: Option<f64>,
     pub parameters: Map<String, Json>,
+}
+
+impl Plan {
+    /// Labels and attributes of endpoints that the plugins read.
+    pub(super) fn needs(&self) -> Needs {
+        let mut all = Needs::default();
+        for profile in &self.profiles {
+            let specs = |list: &[Planned]| list.iter().map(Planned::spec).collect();
+            let spec = RoutingSpec::short(specs(&profile.filters), specs(&profile.scorers), None);
+            // What cannot be built the loader refuses, with a better message.
+            if let Ok(built) = spec.build(1) {
+                // False says that sessions are found in two ways, which is no matter here.
+                all.add(built.needs);
+            }
+        }
+        all
+    }
+}
+
+impl Planned {
+    fn spec(&self) -> PluginSpec {
+        PluginSpec {
+            r#type: self.kind.clone(),
+            name: self.name.clone(),
+            weight: self.weight,
+            parameters: self.parameters.clone(),
+            ..PluginSpec::default()
+        }
+    }
 }
 
 /// Those of llm-d's default configuration (`pkg/epp/config/loader/defaults.go`), ours, and weights.

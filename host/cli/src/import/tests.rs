@@ -371,3 +371,34 @@ fn a_near_name_is_suggested_and_a_far_one_is_not() {
     assert_eq!(near("by-labels"), Some("by-label"));
     assert_eq!(near("thunder-agent"), None);
 }
+
+#[test]
+fn the_skeleton_has_the_labels_and_attributes_that_plugins_read() {
+    let skeleton = |rest: &str| {
+        let Imported { yaml, .. } = imported("labels", &format!("{HEAD}{rest}"));
+        let config = loads("labels", &yaml);
+        config.pools[0].endpoints[0].clone()
+    };
+    let endpoint = skeleton(
+        "plugins:\n- type: decode-filter\n- type: context-length-aware\n- type: \
+         header-label-affinity-scorer\n  parameters: {headerName: x-tier, labelKey: example.com/tier}\n\
+         - type: endpoint-attribute-scorer\n  parameters: {attributeKey: power_watts, algorithm: {type: \
+         linear_lower_is_better}}\nschedulingProfiles:\n- name: a\n  plugins:\n  - pluginRef: \
+         decode-filter\n  - pluginRef: context-length-aware\n  - pluginRef: \
+         header-label-affinity-scorer\n  - pluginRef: endpoint-attribute-scorer\n",
+    );
+    let labels: Vec<(&str, &str)> =
+        endpoint.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(
+        labels,
+        [
+            ("example.com/tier", "VALUE"),
+            ("llm-d.ai/context-length-range", "0-8192"),
+            ("llm-d.ai/role", "decode"),
+        ]
+    );
+    assert_eq!(endpoint.attributes.keys().collect::<Vec<_>>(), ["power_watts"]);
+    // Nobody reads any.
+    let endpoint = skeleton("plugins:\n- type: queue-scorer\n");
+    assert!(endpoint.labels.is_empty() && endpoint.attributes.is_empty());
+}

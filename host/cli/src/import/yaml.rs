@@ -96,7 +96,32 @@ fn skeleton(out: &mut String, plan: &Plan, options: &Options) {
             "    # replay: tcp://127.0.0.1:5657   # the engine's replay_endpoint, for restarts",
         ),
     }
+    let needs = plan.needs();
+    if !needs.labels.is_empty() {
+        let labels: Vec<String> = needs
+            .labels
+            .iter()
+            .map(|name| format!("{}: {}", scalar(name), example(name)))
+            .collect();
+        let labels = labels.join(", ");
+        line(&format!("    labels: {{{labels}}}   # of the pod; plugins below read them"));
+    }
+    if !needs.attributes.is_empty() {
+        let attributes: Vec<String> =
+            needs.attributes.iter().map(|name| format!("{}: 0", scalar(name))).collect();
+        let attributes = attributes.join(", ");
+        line(&format!("    attributes: {{{attributes}}}   # plugins below read them"));
+    }
     out.push('\n');
+}
+
+/// A value that a label may have.
+fn example(label: &str) -> &'static str {
+    match label {
+        "llm-d.ai/role" => "decode",
+        "llm-d.ai/context-length-range" => "0-8192",
+        _ => "VALUE",
+    }
 }
 
 fn handler(out: &mut String, kind: &str, parameters: &Json) {

@@ -107,6 +107,13 @@ impl Explanation {
         }
         text.push('\n');
         text.push_str(&aligned(&self.rows()));
+        let prefill = &told["prefill"];
+        if let (Some(profile), Some(endpoint)) =
+            (prefill["profile"].as_str(), prefill["endpoint"].as_str())
+        {
+            let tokens = &prefill["tokens"];
+            text.push_str(&format!("{profile}: {endpoint} computes {tokens} tokens first\n"));
+        }
         for (name, said) in members(&told["modules"]).filter(|(_, said)| said.is_string()) {
             text.push_str(&format!("! {name} has no scores ({})\n", said.as_str().unwrap_or("")));
         }
@@ -172,6 +179,7 @@ mod tests {
             "scorers": {"queue": {"a:1": 0.5, "b:1": 1.0, "c:1": 0.0, "down:1": null}},
             "modules": {"mine": {"a:1": 1, "b:1": null, "c:1": 0, "down:1": 1}, "dead": "missing"},
             "shadows": {"mine": "a:1"}, "scores": {"b:1": 39}, "in_flight": {"a:1": 2},
+            "prefill": {"profile": "prefill", "endpoint": "d:1", "tokens": 160},
         });
         assert_eq!(
             Explanation(told).text(),
@@ -181,6 +189,7 @@ mod tests {
              2     a:1       1.5     0.5    1     0            2\n\
              -     c:1       0.25    0      0     0            0\n\
              -     down:1    -       -      1     0            0\n\
+             prefill: d:1 computes 160 tokens first\n\
              ! dead has no scores (missing)\n\
              with mine it would be a:1\n"
         );

@@ -46,16 +46,23 @@ pub enum SelectError {
     #[error("no gateway is named {0:?}; there are {1}")]
     Unknown(String, String),
     /// It cannot be reached.
-    #[error("gateway {name} has no {key} in the configuration")]
+    #[error("{}: gateway {name} has no {key}, which the command needs", file.display())]
     Key {
+        /// The configuration file.
+        file: PathBuf,
         /// The gateway.
         name: String,
         /// `admin` or `resources`.
         key: &'static str,
     },
     /// None can be reached.
-    #[error("no gateway of the configuration has both admin and resources")]
-    None,
+    #[error("{}: no gateway has both admin and resources, which the command needs: {lacking}", file.display())]
+    None {
+        /// The configuration file.
+        file: PathBuf,
+        /// What each gateway lacks.
+        lacking: String,
+    },
 }
 
 /// A gateway that can be swapped.
@@ -70,7 +77,8 @@ struct Target {
 /// The named gateways, or all that have what it takes.
 fn select(config: &Config, names: &[String]) -> Result<Vec<Target>, SelectError> {
     let target = |gateway: &Gateway| {
-        let lacks = |key| SelectError::Key { name: gateway.name.clone(), key };
+        let (file, name) = (&config.file, &gateway.name);
+        let lacks = |key| SelectError::Key { file: file.clone(), name: name.clone(), key };
         Ok(Target {
             name: gateway.name.clone(),
             feed: gateway.feed.clone(),
@@ -81,7 +89,11 @@ fn select(config: &Config, names: &[String]) -> Result<Vec<Target>, SelectError>
     if names.is_empty() {
         let targets: Vec<Target> =
             config.gateways.iter().filter_map(|gateway| target(gateway).ok()).collect();
-        return if targets.is_empty() { Err(SelectError::None) } else { Ok(targets) };
+        if targets.is_empty() {
+            let lacking = config.gateways.iter().map(lacking).collect::<Vec<_>>().join("; ");
+            return Err(SelectError::None { file: config.file.clone(), lacking });
+        }
+        return Ok(targets);
     }
     let known = config.gateways.iter().map(|gateway| gateway.name.as_str());
     let known = known.collect::<Vec<_>>().join(", ");
@@ -94,4 +106,11 @@ fn select(config: &Config, names: &[String]) -> Result<Vec<Target>, SelectError>
         }
     }
     Ok(targets)
+}
+
+/// What keeps a gateway from being swapped.
+fn lacking(gateway: &Gateway) -> String {
+    let keys = [("admin", gateway.admin.is_none()), ("resources", gateway.resources.is_none())];
+    let keys: Vec<&str> = keys.iter().filter(|(_, lacks)| *lacks).map(|(key, _)| *key).collect();
+    format!("{} has no {}", gateway.name, keys.join(" and no "))
 }
