@@ -5,10 +5,12 @@
 //! `wasm-epp` binary renders the configuration, runs the daemon and the engines.
 
 mod backend;
+pub mod chain_fuzz;
 mod client;
 mod pod_scores;
 mod process;
 mod stand;
+pub mod wasmtime;
 
 pub use backend::{BACKEND_HEADER, Backend};
 pub use client::{Answer, Client, get};
