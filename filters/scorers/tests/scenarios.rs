@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+use case_tables::{Scenario, scenarios};
 use routing::{
-    Candidate, Chance, Decision, InFlight, KeptBy, Load, NamedFilter, NoDecision, PickHistory,
-    PrefixMatch, Profile, Reliability, RequestFeatures, ScoredBy, Scorer, SourceState,
-    WeightedScorer,
+    Candidate, Chance, Decision, KeptBy, Load, NamedFilter, NoDecision, PickHistory, Profile,
+    RequestFeatures, ScoredBy, Scorer, WeightedScorer,
 };
 use scorers::SCORERS;
 use scorers::picker::MaxScore;
@@ -20,15 +20,6 @@ fn with(scorers: Vec<WeightedScorer>, destinations: usize) -> Profile {
     Profile { name, filters, scorers, picker: Box::new(MaxScore {}), destinations }
 }
 
-fn default_profile() -> Profile {
-    profile(&[
-        ("prefix-cache", 3.0),
-        ("queue", 2.0),
-        ("kv-cache-utilization", 2.0),
-        ("no-hit-lru", 2.0),
-    ])
-}
-
 fn profile(scorers: &[(&str, f32)]) -> Profile {
     let scorer = |(name, weight): &(&str, f32)| {
         let entry = SCORERS.iter().find(|entry| entry.name == *name).unwrap();
@@ -38,120 +29,48 @@ fn profile(scorers: &[(&str, f32)]) -> Profile {
     with(scorers.iter().map(scorer).collect(), 3)
 }
 
-fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
-    (text != "?").then(|| text.parse().ok().unwrap())
-}
-
-/// Runs a scenario file: blocks of `pool`, `request`, endpoint lines and `expect` lines.
-fn check(file: &str) {
-    let mut profile = default_profile();
-    let mut request = RequestFeatures::default();
-    let mut candidates: Vec<Candidate> = Vec::new();
-    let mut history = PickHistory::default();
-    let mut expectations = 0;
-    for (at, line) in file.lines().enumerate() {
-        let words: Vec<&str> = line.split('#').next().unwrap().split_whitespace().collect();
-        let Some((head, fields)) = words.split_first() else { continue };
-        let field = |name: &str| {
-            fields.iter().find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+fn check(scenario: &Scenario) {
+    let Scenario { at, request, candidates, history, expected, .. } = scenario;
+    let scorers: Vec<(&str, f32)> =
+        scenario.scorers.iter().map(|(name, weight)| (name.as_str(), *weight)).collect();
+    let profile = profile(&scorers);
+    let outcomes: Vec<Result<Decision, NoDecision>> =
+        (0..16).map(|seed| profile.run(request, candidates, history, &[], seeded(seed))).collect();
+    if let Some(reason) = expected.get("none") {
+        let is_so = |outcome: &Result<Decision, NoDecision>| {
+            outcome.as_ref().is_err_and(|none| none.reason() == reason)
         };
-        match *head {
-            "pool" => {
-                candidates.clear();
-                history = PickHistory::default();
-                request.strides = number(field("strides").unwrap_or("0")).unwrap();
-            }
-            "profile" => {
-                let scorers: Vec<(&str, f32)> = fields
-                    .iter()
-                    .map(|field| field.split_once('*').unwrap())
-                    .map(|(name, weight)| (name, weight.parse().unwrap()))
-                    .collect();
-                profile = self::profile(&scorers);
-            }
-            "expect" => {
-                expectations += 1;
-                let outcomes: Vec<Result<Decision, NoDecision>> = (0..16)
-                    .map(|seed| profile.run(&request, &candidates, &history, &[], seeded(seed)))
-                    .collect();
-                let name = |i: &usize| candidates[*i].address.clone();
-                if let Some(reason) = field("none") {
-                    assert!(
-                        outcomes.iter().all(|o| o.as_ref().unwrap_err().reason() == reason),
-                        "line {}",
-                        at + 1
-                    );
-                    continue;
-                }
-                let first: std::collections::BTreeSet<String> =
-                    outcomes.iter().map(|o| name(&o.as_ref().unwrap().targets[0])).collect();
-                let winners: Vec<String> = first.into_iter().collect();
-                assert_eq!(winners.join("|"), field("first").unwrap(), "line {}: {line}", at + 1);
-                let decision = outcomes[0].as_ref().unwrap();
-                if let Some(scores) = field("scores") {
-                    let got: Vec<String> = decision
-                        .totals
-                        .iter()
-                        .map(|total| total.map_or("-".into(), |total| format!("{total:.2}")))
-                        .collect();
-                    assert_eq!(got.join(","), scores, "line {}: {line}", at + 1);
-                }
-                if let Some(order) = field("order") {
-                    let got: Vec<String> = decision.targets.iter().map(name).collect();
-                    assert_eq!(got.join(","), order, "line {}: {line}", at + 1);
-                }
-                if let Some(tie) = field("tie") {
-                    assert_eq!(decision.was_tie.to_string(), tie, "line {}: {line}", at + 1);
-                }
-            }
-            address => {
-                let strides = number(field("prefix").unwrap_or("0")).unwrap();
-                history.any.push(number(field("picked").unwrap_or("0")).unwrap());
-                history.cold.push(number(field("cold").unwrap_or("0")).unwrap());
-                candidates.push(Candidate {
-                    slot: candidates.len() as u16,
-                    address: address.to_owned(),
-                    load: Load {
-                        is_ready: field("ready") != Some("no"),
-                        waiting: number(field("waiting").unwrap_or("?")),
-                        running: number(field("running").unwrap_or("?")),
-                        kv_usage_ratio: number(field("kv").unwrap_or("?")),
-                    },
-                    source: match field("source") {
-                        Some("degraded") => SourceState::Degraded,
-                        _ => SourceState::Live,
-                    },
-                    block_size_tokens: 16,
-                    matched: PrefixMatch {
-                        gpu_strides: strides,
-                        any_strides: strides,
-                        speculative_strides: number(field("sent").unwrap_or("0")).unwrap(),
-                        ..PrefixMatch::default()
-                    },
-                    reliability: match field("reliability") {
-                        Some("half") => Reliability::HALF,
-                        Some("quarter") => Reliability::QUARTER,
-                        _ => Reliability::FULL,
-                    },
-                    in_flight: InFlight {
-                        requests: number(field("flight").unwrap_or("0")).unwrap(),
-                        tokens: number(field("tokens").unwrap_or("0")).unwrap(),
-                    },
-                    ..Candidate::default()
-                });
-            }
-        }
+        assert!(outcomes.iter().all(is_so), "{at}");
+        return;
     }
-    assert!(expectations > 0, "no expectation in the scenario");
+    let name = |i: &usize| candidates[*i].address.clone();
+    let first: std::collections::BTreeSet<String> =
+        outcomes.iter().map(|o| name(&o.as_ref().unwrap().targets[0])).collect();
+    let winners: Vec<String> = first.into_iter().collect();
+    assert_eq!(winners.join("|"), expected["first"], "{at}");
+    let decision = outcomes[0].as_ref().unwrap();
+    if let Some(scores) = expected.get("scores") {
+        let got: Vec<String> = decision
+            .totals
+            .iter()
+            .map(|total| total.map_or("-".into(), |total| format!("{total:.2}")))
+            .collect();
+        assert_eq!(got.join(","), *scores, "{at}");
+    }
+    if let Some(order) = expected.get("order") {
+        let got: Vec<String> = decision.targets.iter().map(name).collect();
+        assert_eq!(got.join(","), *order, "{at}");
+    }
+    if let Some(tie) = expected.get("tie") {
+        assert_eq!(decision.was_tie.to_string(), *tie, "{at}");
+    }
 }
 
 #[test]
-fn scenarios() {
-    check(include_str!("../../../tests/scenarios/default-profile.txt"));
-    check(include_str!("../../../tests/scenarios/in-flight.txt"));
-    check(include_str!("../../../tests/scenarios/ties.txt"));
-    check(include_str!("../../../tests/scenarios/unknown-readings.txt"));
-    check(include_str!("../../../tests/scenarios/wrong-predictions.txt"));
+fn decisions_are_as_computed_by_hand() {
+    let scenarios = scenarios();
+    assert!(scenarios.len() >= 28, "{} scenarios", scenarios.len());
+    scenarios.iter().for_each(check);
 }
 
 struct Fixed(Vec<Option<f32>>);

@@ -5,6 +5,9 @@
 ///
 /// There are no more exports than a scorer needs. The proxy calls into a module for every exported
 /// callback, and a response callback would be called for every chunk of every stream.
+///
+/// With the SDK's feature `component` it makes a component instead (`wit/scorer.wit`).
+#[cfg(not(feature = "component"))]
 #[macro_export]
 macro_rules! scorer {
     ($scorer:ty) => {
@@ -70,7 +73,52 @@ macro_rules! scorer {
     };
 }
 
-/// Packages an [`EndpointFilter`](crate::EndpointFilter) as a proxy-wasm module: it says 1 of the
+/// Packages a [`Scorer`](crate::Scorer) as a component: on wasm32 it exports the interface of
+/// `wit/scorer.wit`, on other targets it only checks that the type can be packaged.
+///
+/// Without the SDK's feature `component` it makes a proxy-wasm module instead.
+#[cfg(feature = "component")]
+#[macro_export]
+macro_rules! scorer {
+    ($scorer:ty) => {
+        const _: fn() -> $crate::Module<$scorer> = $crate::glue::module::<$scorer>;
+
+        #[cfg(target_arch = "wasm32")]
+        #[allow(missing_docs, unreachable_pub, reason = "called by the host, not by people")]
+        #[allow(unsafe_code, reason = "an exported name is one that could clash")]
+        mod wasm_epp_component {
+            #[allow(unused_imports, reason = "the scorer may be named by an absolute path")]
+            use super::*;
+            use $crate::component::bindings::exports::wasm_epp::scoring::scorer as interface;
+
+            std::thread_local! {
+                static SCORER: ::std::cell::RefCell<::std::option::Option<$scorer>> =
+                    const { ::std::cell::RefCell::new(::std::option::Option::None) };
+            }
+
+            struct Component;
+
+            impl $crate::component::Guest for Component {
+                fn configure(
+                    parameters: ::std::string::String,
+                ) -> ::std::result::Result<interface::Needs, ::std::string::String> {
+                    SCORER.with(|scorer| $crate::component::configure(scorer, &parameters))
+                }
+
+                fn score(
+                    request: interface::RequestFeatures,
+                    candidates: ::std::vec::Vec<interface::Candidate>,
+                ) -> ::std::vec::Vec<::std::option::Option<f32>> {
+                    SCORER.with(|scorer| $crate::component::score(scorer, request, candidates))
+                }
+            }
+
+            $crate::component::export!(Component with_types_in $crate::component::bindings);
+        }
+    };
+}
+
+/// Packages an [`EndpointFilter`](crate::EndpointFilter) as `scorer!` does a scorer: it says 1 of the
 /// endpoints that stay and 0 of the others. The picker's configuration names it among `filters`.
 #[macro_export]
 macro_rules! filter {

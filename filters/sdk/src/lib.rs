@@ -43,6 +43,12 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
+// What `wit-bindgen` generates names itself by this crate's name, here as in its users.
+#[cfg(feature = "component")]
+extern crate self as wasm_epp_sdk;
+
+#[cfg(feature = "component")]
+pub mod component;
 mod configuration;
 mod exports;
 mod filtering;

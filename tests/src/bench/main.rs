@@ -8,6 +8,7 @@ mod load;
 mod machine;
 mod memory;
 mod meter;
+mod parity;
 mod publisher;
 mod swap;
 mod table;
@@ -43,6 +44,8 @@ enum Bench {
     Memory(memory::Flags),
     /// Worker CPU per streamed chunk: without the meter, unsampled, sampled, asked for its usage
     Meter(meter::Flags),
+    /// Whether every packaging of every scorer says the same, bit for bit
+    Parity(parity::Flags),
     /// Scorers exchanged under traffic: requests failed, streams cut, memory left behind
     Swap(swap::Flags),
 }
@@ -67,6 +70,7 @@ async fn main() -> ExitCode {
             Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await,
             Bench::Meter(meter) => meter::run(meter).await,
+            Bench::Parity(parity) => parity::run(parity).await,
             Bench::Swap(swap) => swap::run(swap).await,
         }
     };
