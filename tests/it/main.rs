@@ -33,4 +33,5 @@ mod swap;
 mod ten_minutes;
 mod versions;
 mod walkthrough;
+mod wasmtime;
 mod wire;

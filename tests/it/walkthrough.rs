@@ -56,7 +56,7 @@ async fn again(stand: &Stand, protocol: Protocol, body: &[u8], holder: &str) -> 
     (scores[holder], cached_tokens(&answer) / BLOCK)
 }
 
-async fn a_repeated_prompt_is_served_by_its_holder_who_finds_as_many_blocks_as_we_said(
+pub(crate) async fn a_repeated_prompt_is_served_by_its_holder_who_finds_as_many_blocks_as_we_said(
     stand: Rc<Stand>,
 ) {
     for protocol in BOTH {
@@ -75,7 +75,9 @@ async fn a_repeated_prompt_is_served_by_its_holder_who_finds_as_many_blocks_as_w
 
 /// Only whole strides match, and of this text a stride is 19 tokens: more than a block. The last
 /// block of a prompt is announced only when it is full.
-async fn a_prompt_that_ends_inside_a_stride_is_at_most_two_blocks_short(stand: Rc<Stand>) {
+pub(crate) async fn a_prompt_that_ends_inside_a_stride_is_at_most_two_blocks_short(
+    stand: Rc<Stand>,
+) {
     for (protocol, bytes) in [(Protocol::H1, 2940), (Protocol::H1, 3000), (Protocol::H2, 3007)] {
         let body = completion(&prose(&format!("{protocol:?} {bytes}"), bytes));
         let (_, holder) = first(&stand, protocol, COMPLETIONS, &body).await;
@@ -92,7 +94,9 @@ fn conversation(topic: &str) -> Vec<Value> {
     ]
 }
 
-async fn a_chat_of_three_turns_stays_and_a_second_conversation_goes_elsewhere(stand: Rc<Stand>) {
+pub(crate) async fn a_chat_of_three_turns_stays_and_a_second_conversation_goes_elsewhere(
+    stand: Rc<Stand>,
+) {
     for protocol in BOTH {
         let chat = |messages: &[Value]| {
             json!({"model": "tiny", "messages": messages, "max_tokens": 40}).to_string()
@@ -125,7 +129,7 @@ async fn a_chat_of_three_turns_stays_and_a_second_conversation_goes_elsewhere(st
     }
 }
 
-async fn a_megabyte_is_matched_the_second_time(stand: Rc<Stand>) {
+pub(crate) async fn a_megabyte_is_matched_the_second_time(stand: Rc<Stand>) {
     for protocol in BOTH {
         let body = completion_that_fills_its_block(&prose(&format!("{protocol:?} MB"), 1 << 20));
         let (_, holder) = first(&stand, protocol, COMPLETIONS, &body).await;

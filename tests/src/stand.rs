@@ -16,9 +16,21 @@ use crate::process::{Process, port, root, wait_until, wasm_epp};
 
 const START: Duration = Duration::from_secs(60);
 
+/// What runs the modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Runtime {
+    /// Real Envoy.
+    #[default]
+    Envoy,
+    /// `wasm-epp run --gateway`, which needs no Envoy.
+    Wasmtime,
+}
+
 /// What a stand is made of.
 #[derive(Clone, Debug)]
 pub struct StandOptions {
+    /// What runs the modules.
+    pub runtime: Runtime,
     /// Simulated engines.
     pub engines: Vec<EngineOptions>,
     /// What the configuration says of each of them beside addresses and model: YAML members like
@@ -26,7 +38,7 @@ pub struct StandOptions {
     pub endpoints: Vec<String>,
     /// Further endpoints (servers of the test's own), without events.
     pub others: Vec<SocketAddr>,
-    /// Envoy's worker threads.
+    /// The gateway's workers.
     pub workers: u32,
     /// Served model.
     pub model: String,
@@ -45,6 +57,7 @@ pub struct StandOptions {
 impl Default for StandOptions {
     fn default() -> Self {
         Self {
+            runtime: Runtime::default(),
             engines: vec![EngineOptions::default(); 3],
             endpoints: Vec::new(),
             others: Vec::new(),
@@ -115,7 +128,7 @@ pub struct Stand {
     pub engines: Vec<Engine>,
     /// The daemon; `None` while stopped.
     pub daemon: Option<Process>,
-    /// Envoy; `None` while stopped.
+    /// Envoy, or what runs in its place; `None` while stopped.
     pub envoy: Option<Process>,
     /// Inference listener.
     pub gateway: SocketAddr,
@@ -130,8 +143,13 @@ impl Stand {
     /// Starts engines, Envoy and daemon, and waits until the daemon says that all is live.
     pub async fn start(options: StandOptions) -> Result<Self> {
         let mut stand = Self::prepare(options).await?;
-        stand.render()?;
-        stand.start_envoy(&[]).await?;
+        match stand.options.runtime {
+            Runtime::Envoy => {
+                stand.render()?;
+                stand.start_envoy(&[]).await?;
+            }
+            Runtime::Wasmtime => stand.start_wasmtime().await?,
+        }
         stand.start_daemon()?;
         stand.wait_ready().await?;
         stand.wait_engines_ready().await?;
@@ -175,7 +193,7 @@ impl Stand {
         self.folder.path().join("envoy")
     }
 
-    /// Envoy's log.
+    /// The gateway's log.
     pub fn envoy_log(&self) -> PathBuf {
         self.folder.path().join("envoy.log")
     }
@@ -285,6 +303,29 @@ impl Stand {
             }
             let answer = get(admin, "/ready").await.ok()?;
             answer.status.is_success().then_some(Ok(()))
+        })
+        .await??;
+        self.envoy = Some(process.into_inner());
+        Ok(())
+    }
+
+    /// Starts the modules on wasmtime, and waits until the listeners are there.
+    pub async fn start_wasmtime(&mut self) -> Result<()> {
+        let mut command = Command::new(wasm_epp()?);
+        command
+            .arg("run")
+            .arg(self.config_file())
+            .args(["--gateway", &self.gateway.to_string()])
+            .args(["--workers", &self.options.workers.to_string()]);
+        let log = self.envoy_log();
+        let process = Process::start("wasm-epp run", &mut command, &log)?;
+        let process = std::cell::RefCell::new(process);
+        wait_until("the gateway is ready", START, async || {
+            if let Err(error) = process.borrow_mut().check() {
+                return Some(Err(error));
+            }
+            let text = std::fs::read_to_string(&log).ok()?;
+            text.lines().any(|line| line.starts_with("listening for probes")).then_some(Ok(()))
         })
         .await??;
         self.envoy = Some(process.into_inner());

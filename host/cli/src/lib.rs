@@ -1,5 +1,6 @@
 //! The wasm-epp binary as a library: its configuration file, the gateway files rendered from it,
-//! the daemon, the simulated engine, and the importer of llm-d's configuration.
+//! the daemon, the simulated engine, the importer of llm-d's configuration, and the runner of modules
+//! without a gateway.
 
 pub mod config;
 pub mod doctor;
@@ -8,5 +9,6 @@ mod model_files;
 pub mod modules;
 pub mod new_scorer;
 pub mod render;
+pub mod run;
 pub mod serve;
 pub mod simulate;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use wasm_epp::{config, doctor, import, modules, new_scorer, render, serve, simulate};
+use wasm_epp::{config, doctor, import, modules, new_scorer, render, run, serve, simulate};
 
 /// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -27,6 +27,8 @@ enum Command {
     Render(Render),
     /// Run the daemon: watch the engines, feed the gateways
     Serve(Serve),
+    /// Run a gateway's modules without the gateway: on requests of a file, or in front of engines
+    Run(run::Flags),
     /// Say whether precise routing is active, asking a running daemon
     Doctor(Doctor),
     /// Revive dead VMs of a running gateway: give the filters of one VM another configuration
@@ -200,12 +202,13 @@ fn main() -> ExitCode {
         }
     };
     start_logging();
-    match run(cli.command) {
+    match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wasm-epp: {error:#}");
             let usage = error.downcast_ref::<config::ConfigError>().is_some()
                 || error.downcast_ref::<import::ImportError>().is_some()
+                || error.downcast_ref::<run::RunError>().is_some_and(run::RunError::is_usage)
                 || error.downcast_ref::<modules::SelectError>().is_some()
                 || error
                     .downcast_ref::<modules::ExplainError>()
@@ -218,12 +221,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Render(flags) => render(&flags),
         Command::Serve(flags) => {
             let config = load(&flags.config)?;
             runtime()?.block_on(serve::run(config, flags.peers))
+        }
+        Command::Run(flags) => {
+            let is_ok = run::run(&flags)?;
+            anyhow::ensure!(
+                is_ok,
+                "a module failed, or a request did not come to what was expected"
+            );
+            Ok(())
         }
         Command::Doctor(flags) => {
             let config = load(&flags.config)?;

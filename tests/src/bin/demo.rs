@@ -1,4 +1,5 @@
-//! `scripts/demo`: the walk-through, on three simulated engines behind real Envoy.
+//! `scripts/demo`: the walk-through, on three simulated engines behind real Envoy, or behind the
+//! modules on wasmtime.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,16 +7,19 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use testbed::{Answer, EngineOptions, Stand, StandOptions};
+use testbed::{Answer, EngineOptions, Runtime, Stand, StandOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Sends a long prompt twice, a chat of three turns and a second conversation through Envoy, and
+/// Sends a long prompt twice, a chat of three turns and a second conversation through the gateway, and
 /// shows which engine was picked for each and why.
 #[derive(Parser)]
 #[command(name = "demo")]
 struct Flags {
+    /// What runs the modules
+    #[arg(long, value_enum, default_value_t = Gateway::Envoy)]
+    gateway: Gateway,
     /// Leave everything running afterwards, and print what to try, until Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -25,6 +29,23 @@ struct Flags {
     /// Print the walk-through as one JSON object on the last line
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Gateway {
+    /// Real Envoy
+    Envoy,
+    /// `wasm-epp run --gateway`, which needs no Envoy
+    Wasmtime,
+}
+
+impl Gateway {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Envoy => "Envoy",
+            Self::Wasmtime => "the modules on wasmtime",
+        }
+    }
 }
 
 const MODEL: &str = "tiny";
@@ -42,7 +63,7 @@ async fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
-    let mut demo = Demo { json: flags.json, steps: Vec::new() };
+    let mut demo = Demo { json: flags.json, gateway: flags.gateway, steps: Vec::new() };
     let is_kept = AtomicBool::new(false);
     // Leaving the stand behind in either way ends what it started.
     let outcome = tokio::select! {
@@ -77,6 +98,7 @@ async fn stop_signal() -> Result<()> {
 
 struct Demo {
     json: bool,
+    gateway: Gateway,
     steps: Vec<Value>,
 }
 
@@ -94,7 +116,11 @@ impl Demo {
             Some(path) => read_prompt(path)?,
             None => default_prompt(),
         };
-        self.say("Starting three simulated engines, the daemon and Envoy ...");
+        let gateway = flags.gateway;
+        self.say(&format!(
+            "Starting three simulated engines, the daemon and {} ...",
+            gateway.name()
+        ));
         let engine = EngineOptions {
             flags: [
                 "--num-blocks=300000",
@@ -105,7 +131,12 @@ impl Demo {
             .map(str::to_owned)
             .to_vec(),
         };
-        let options = StandOptions { engines: vec![engine; 3], ..StandOptions::default() };
+        let runtime = match gateway {
+            Gateway::Envoy => Runtime::Envoy,
+            Gateway::Wasmtime => Runtime::Wasmtime,
+        };
+        let engines = vec![engine; 3];
+        let options = StandOptions { runtime, engines, ..StandOptions::default() };
         let mut stand = Stand::start(options).await?;
         let outcome = self.walk(&stand, &prompt).await;
         if let Err(error) = outcome {
@@ -115,7 +146,7 @@ impl Demo {
         }
         let report = self.report(true);
         if flags.keep {
-            self.say(&hints(&stand));
+            self.say(&hints(&stand, gateway));
         }
         if flags.json {
             println!("{report}");
@@ -244,6 +275,9 @@ impl Demo {
     }
 
     fn report(&self, ok: bool) -> Value {
+        if self.gateway == Gateway::Wasmtime {
+            return json!({"ok": ok, "gateway": "wasmtime", "walkthrough": self.steps});
+        }
         let envoy = std::process::Command::new(testbed::envoy().unwrap_or_default())
             .arg("--version")
             .output()
@@ -318,8 +352,14 @@ fn filler(subject: &str, count: usize) -> String {
         .collect()
 }
 
-fn hints(stand: &Stand) -> String {
+fn hints(stand: &Stand, runtime: Gateway) -> String {
     let gateway = stand.gateway;
+    let stats = match runtime {
+        Gateway::Envoy => {
+            format!("\x20 curl http://{}/stats?filter=wasm_epp\n", stand.envoy_admin)
+        }
+        Gateway::Wasmtime => String::new(),
+    };
     format!(
         "\nRunning until Ctrl-C. Try:\n\
          \x20 curl http://{gateway}/v1/models\n\
@@ -328,11 +368,10 @@ fn hints(stand: &Stand) -> String {
          \x20 grep 'Got pod scores' {log}\n\
          \x20 curl http://{daemon}/readyz      # what the daemon knows\n\
          \x20 curl http://{daemon}/metrics\n\
-         \x20 curl http://{admin}/stats?filter=wasm_epp\n\
+         {stats}\
          Files and logs: {folder}\n",
         log = stand.envoy_log().display(),
         daemon = stand.daemon_admin,
-        admin = stand.envoy_admin,
         folder = stand.folder.path().display(),
     )
 }

@@ -20,16 +20,16 @@ const STREAM_IDLE: &str = "900s";
 const CIRCUIT_BREAKER: u64 = 1_000_000;
 
 /// The header that carries the picked endpoints to the load balancer.
-const DESTINATION: &str = "x-gateway-destination-endpoint";
+pub(crate) const DESTINATION: &str = "x-gateway-destination-endpoint";
 
 /// The header by which intake chooses the route of a pool.
 const POOL: &str = "x-wasm-epp-pool";
 
 /// The header by which intake puts the restorer into a stream.
-const REWRITTEN: &str = "x-wasm-epp-rewritten";
+pub(crate) const REWRITTEN: &str = "x-wasm-epp-rewritten";
 
 /// Headers by which a client could choose an engine or a pool, or be told apart from the gateway.
-const CLIENT_MAY_NOT_SEND: [&str; 7] = [
+pub(crate) const CLIENT_MAY_NOT_SEND: [&str; 7] = [
     DESTINATION,
     POOL,
     REWRITTEN,

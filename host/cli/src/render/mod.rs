@@ -11,13 +11,16 @@ mod files;
 mod resource;
 mod revive;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::config::{Config, FeedAddress, PluginModule};
-pub(crate) use files::Output;
+pub(crate) use envoy::{CLIENT_MAY_NOT_SEND, DESTINATION, REWRITTEN};
+pub(crate) use files::{Output, content_hash};
 #[cfg(test)]
 pub(crate) use resource::Loaded;
 pub(crate) use resource::{Resource, place_number, read_filters};
@@ -130,6 +133,38 @@ pub(crate) fn bootstrap(config: &Config, dir: &Path) -> Result<String, RenderErr
     Ok(format!("{}{text}", envoy::header(config)))
 }
 
+/// The filters as `render` would write them, without writing anything.
+pub(crate) struct LoadedFilters {
+    /// By name, in the order of rendering.
+    pub(crate) filters: Vec<(String, Value)>,
+    /// The modules' bytes by the paths that the filters name.
+    pub(crate) modules: BTreeMap<PathBuf, Arc<[u8]>>,
+    /// The files that these are copies of.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Reads the modules and makes the filters of a first rendering.
+///
+/// # Errors
+/// When a module is missing or is no WebAssembly.
+pub(crate) fn loaded(config: &Config) -> Result<LoadedFilters, RenderError> {
+    let read = Modules::read(config)?;
+    let mut modules: BTreeMap<PathBuf, Arc<[u8]>> = BTreeMap::new();
+    let mut file = |name: &str, bytes: &[u8]| {
+        let path = PathBuf::from(module_name(name, bytes));
+        modules.insert(path.clone(), bytes.into());
+        Ok::<_, RenderError>(path)
+    };
+    let paths = read.named(config, &mut file)?;
+    let filters = ecds::filters(config, &paths, &BTreeMap::new());
+    let own = ["router.wasm", "feeder.wasm", "meter.wasm"];
+    let own = own.iter().filter(|name| **name != "meter.wasm" || read.meter.is_some());
+    let files = own
+        .map(|name| config.envoy.modules.join(name))
+        .chain(config.routing.modules.iter().map(|module| module.file.clone()));
+    Ok(LoadedFilters { filters, modules, files: files.collect() })
+}
+
 fn filters(
     config: &Config,
     paths: &ModulePaths,
@@ -143,6 +178,9 @@ fn filters(
     });
     texts.collect()
 }
+
+/// Puts a module somewhere by its name.
+type Put<'p> = dyn FnMut(&str, &[u8]) -> Result<PathBuf, RenderError> + 'p;
 
 /// The modules' bytes.
 struct Modules {
@@ -172,7 +210,11 @@ impl Modules {
 
     /// Before the filters that name them: a filter never names a file that is not there.
     fn write(&self, config: &Config, output: &mut Output) -> Result<ModulePaths, RenderError> {
-        let mut write = |name: &str, bytes: &[u8]| output.write(&module_name(name, bytes), bytes);
+        self.named(config, &mut |name, bytes| output.write(&module_name(name, bytes), bytes))
+    }
+
+    /// Puts each module somewhere by its name.
+    fn named(&self, config: &Config, write: &mut Put<'_>) -> Result<ModulePaths, RenderError> {
         let named = config.routing.modules.iter().zip(&self.scorers);
         Ok(ModulePaths {
             router: write("router", &self.router)?,
@@ -232,5 +274,43 @@ mod tests {
         let text = yaml(Path::new("t.yaml"), &value).expect("serialisable");
         assert_eq!(serde_saphyr::from_str::<Value>(&text).expect(&text), value, "{text}");
         assert!(text.starts_with("\"@type\": t\nname: thing\na: []\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_loaded_without_writing_is_what_a_rendering_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let modules = folder.path().join("modules");
+        std::fs::create_dir(&modules).expect("a folder");
+        for (name, more) in [("router", "r"), ("feeder", "f"), ("meter", "m"), ("mine", "s")] {
+            let bytes = [b"\0asm", more.as_bytes()].concat();
+            std::fs::write(modules.join(format!("{name}.wasm")), bytes).expect("written");
+        }
+        let file = folder.path().join("c.yaml");
+        let text = "pools: [{name: a, models: [{name: m, folder: f}], endpoints: [{address: '127.0.0.1:1'}]}]\n\
+            envoy: {modules: modules}\nmeter: {}\n\
+            routing: {scorers: [{type: queue}, {type: module, name: mine, module: modules/mine.wasm}]}\n";
+        std::fs::write(&file, text).expect("written");
+        let config = crate::config::load(&file).expect("accepted");
+        let out = folder.path().join("out");
+        envoy(&config, &out).expect("rendered");
+        let rendered = read_filters(&out.join("ecds"));
+        let loaded = loaded(&config).expect("loaded");
+        let mut modules = 0;
+        for (name, filter) in &loaded.filters {
+            let text = yaml(&file, &ecds::resource(name, filter.clone())).expect("YAML");
+            let ours = Resource::parse(text).expect("a filter").loaded;
+            let theirs = rendered[name].loaded.clone();
+            assert_eq!(
+                ours.as_ref().map(|ours| &ours.configuration),
+                theirs.as_ref().map(|theirs| &theirs.configuration),
+                "{name}"
+            );
+            if let (Some(ours), Some(theirs)) = (ours, theirs) {
+                let written = std::fs::read(&theirs.file).expect("a module");
+                assert_eq!(loaded.modules[&ours.file][..], written, "{name}");
+                modules += 1;
+            }
+        }
+        assert_eq!((modules, loaded.filters.len()), (5, rendered.len()), "{:?}", rendered.keys());
     }
 }
