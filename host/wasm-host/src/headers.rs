@@ -2,7 +2,7 @@
 //! and some names that can be there only once.
 
 /// Names of which Envoy keeps one entry: a second value is appended to the first with a comma
-/// (inline headers of `header_map.h`; those that registered extensions add are not in it).
+/// (inline headers of `header_map.h`).
 const INLINE: [&str; 52] = [
     ":authority",
     ":method",
@@ -58,17 +58,89 @@ const INLINE: [&str; 52] = [
     "x-request-id",
 ];
 
+/// More of them in a request's headers, by extensions of the official build.
+const INLINE_IN_REQUESTS: [&str; 20] = [
+    "accept",
+    "accept-encoding",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "access-control-request-private-network",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "grpc-accept-encoding",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "origin",
+    "pragma",
+    "referer",
+    "x-envoy-upstream-stream-duration-ms",
+    "x-forwarded-host",
+    "x-forwarded-port",
+];
+
+/// More of them in a response's headers.
+const INLINE_IN_RESPONSES: [&str; 16] = [
+    "access-control-allow-credentials",
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+    "access-control-allow-private-network",
+    "access-control-expose-headers",
+    "access-control-max-age",
+    "age",
+    "cache-control",
+    "content-encoding",
+    "etag",
+    "expires",
+    "last-modified",
+    "location",
+    "server",
+    "vary",
+];
+
 /// Headers or trailers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct HeaderMap {
     entries: Vec<(Vec<u8>, Vec<u8>)>,
     bytes: usize,
+    /// Names that can be there only once, beside those of all maps.
+    inline: &'static [&'static str],
 }
+
+impl PartialEq for HeaderMap {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl Eq for HeaderMap {}
 
 impl HeaderMap {
     /// A map without entries.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same as a request's headers, of which Envoy keeps more names only once.
+    pub(crate) fn of_request(self) -> Self {
+        self.with(&INLINE_IN_REQUESTS)
+    }
+
+    /// The same as a response's headers.
+    pub(crate) fn of_response(self) -> Self {
+        self.with(&INLINE_IN_RESPONSES)
+    }
+
+    fn with(self, inline: &'static [&'static str]) -> Self {
+        let mut map = Self { inline, ..Self::default() };
+        for (name, value) in self.iter() {
+            map.add(name, value);
+        }
+        map
     }
 
     /// Number of entries.
@@ -112,7 +184,7 @@ impl HeaderMap {
     /// first with a comma.
     pub fn add(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let (name, value) = (name.as_ref().to_ascii_lowercase(), value.as_ref());
-        if INLINE.iter().any(|inline| inline.as_bytes() == name)
+        if INLINE.iter().chain(self.inline).any(|inline| inline.as_bytes() == name)
             && let Some((_, present)) = self.entries.iter_mut().find(|(n, _)| *n == name)
         {
             if !value.is_empty() {
@@ -199,6 +271,19 @@ mod tests {
         assert_eq!(text(&map), "via=a,b x-a=1 x-a=2");
         assert_eq!(map.byte_size(), 6 + 4 + 4);
         assert_eq!(map.get("X-A"), Some(b"1".as_slice()));
+    }
+
+    #[test]
+    fn what_is_single_depends_on_the_direction() {
+        let map = HeaderMap::from([("accept", "a"), ("vary", "a"), ("accept", "b"), ("vary", "b")]);
+        assert_eq!(text(&map), "accept=a vary=a accept=b vary=b");
+        let mut request = map.clone().of_request();
+        assert_eq!(text(&request), "accept=a,b vary=a vary=b");
+        request.clear();
+        request.add("accept", "c");
+        request.add("accept", "d");
+        assert_eq!(text(&request), "accept=c,d");
+        assert_eq!(text(&map.of_response()), "accept=a vary=a,b accept=b");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub enum HttpReply {
         /// The response.
         response: HttpResponse,
     },
-    /// The stream is reset, that long after the request: the guest sees no headers.
+    /// The stream is reset, that long after the request: the guest gets Envoy's own 503.
     Reset {
         /// How long after the request.
         after: Duration,

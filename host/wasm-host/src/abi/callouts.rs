@@ -4,7 +4,7 @@ use super::Status;
 use super::call::{Call, Done};
 use super::pairs;
 use crate::headers::HeaderMap;
-use crate::state::events::{Event, EventKind, timeout_response};
+use crate::state::events::{Event, EventKind, reset_response, timeout_response};
 use crate::upstreams::{HttpCall, HttpReply};
 use crate::vm::state::CallKind;
 use std::time::Duration;
@@ -83,7 +83,7 @@ fn send(
     let now = shared.monotonic_ns;
     let reply = match shared.upstreams.http_call(&request) {
         HttpReply::Response { after, response } => Some((after, Some(response))),
-        HttpReply::Reset { after } => Some((after, None)),
+        HttpReply::Reset { after } => Some((after, Some(reset_response()))),
         HttpReply::Pending => None,
     };
     // Whichever comes first takes the token, and the other finds it gone.

@@ -177,11 +177,6 @@ pub(crate) fn send_local_response(
     if let Some((stream, slot)) = call.stream() {
         let mut stream = lock(&stream);
         let id = stream.id;
-        let filter = stream.filters.get_mut(slot).ok_or(Status::BadArgument)?;
-        if filter.local_reply_held {
-            return Err(Status::BadArgument.into());
-        }
-        filter.local_reply_held = true;
         stream.retain(body.len())?;
         drop(stream);
         let details = String::from_utf8_lossy(&details);

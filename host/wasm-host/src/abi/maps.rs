@@ -19,7 +19,8 @@ fn read<T>(
     read: impl FnOnce(&HeaderMap) -> T,
 ) -> Result<T, Absent> {
     if let Some(of_root) = of_root(call, kind) {
-        return of_root.map(|map| read(&map)).ok_or(Absent { logging: false });
+        let logging = call.stream().is_some_and(|(stream, _)| lock(&stream).logging);
+        return of_root.map(|map| read(&map)).ok_or(Absent { logging });
     }
     let (stream, slot) = call.stream().ok_or(Absent { logging: false })?;
     let stream = lock(&stream);
@@ -154,6 +155,10 @@ pub(crate) fn get_header_map_size(call: &mut Call<'_>, map: u32, size_ptr: u32) 
     let map = kind(map)?;
     // Only of a stream's own maps: Envoy takes the changeable one.
     if place(map).is_none() {
+        return Err(Status::BadArgument.into());
+    }
+    // Which there is none of for the access log.
+    if call.stream().is_some_and(|(stream, _)| lock(&stream).logging) {
         return Err(Status::BadArgument.into());
     }
     let size = read(call, map, HeaderMap::byte_size).map_err(|_| Status::BadArgument)?;

@@ -190,13 +190,10 @@ impl Host {
             }
             Action::LocalReply { stream, slot, reply } => {
                 self.act_on_stream(stream, |host, stream| {
-                    let filter_done = lock(stream)
-                        .filters
-                        .get_mut(slot)
-                        .is_none_or(|filter| std::mem::replace(&mut filter.local_reply_sent, true));
-                    if !filter_done {
-                        host.local_reply(stream, &reply);
+                    if let Some(filter) = lock(stream).filters.get_mut(slot) {
+                        filter.local_reply_sent = true;
                     }
+                    host.local_reply(stream, &reply);
                 });
             }
             Action::Delete { root } => self.delete_context(vm, root),

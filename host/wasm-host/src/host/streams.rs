@@ -253,7 +253,10 @@ impl Host {
                 data.outcome.details.get_or_insert_with(|| "via_upstream".to_owned());
             }
             let pipe = data.pipe(direction);
-            pipe.headers = Some(headers);
+            pipe.headers = Some(match direction {
+                Direction::Request => headers.of_request(),
+                Direction::Response => headers.of_response(),
+            });
             pipe.observed_end = end_stream;
             if direction == Direction::Request {
                 data.choose_route();

@@ -71,9 +71,21 @@ impl Events {
 
 /// What the host answers itself when a callout's timeout has passed: what Envoy's router says.
 pub(crate) fn timeout_response() -> HttpResponse {
-    let body = b"upstream request timeout".to_vec();
+    local_response(504, "upstream request timeout")
+}
+
+/// What it answers when the upstream resets a callout's stream.
+pub(crate) fn reset_response() -> HttpResponse {
+    local_response(
+        503,
+        "upstream connect error or disconnect/reset before headers. reset reason: remote reset",
+    )
+}
+
+fn local_response(status: u16, body: &str) -> HttpResponse {
+    let body = body.as_bytes().to_vec();
     let headers = HeaderMap::from([
-        (":status", "504".to_owned()),
+        (":status", status.to_string()),
         ("content-length", body.len().to_string()),
         ("content-type", "text/plain".to_owned()),
     ]);

@@ -1,6 +1,7 @@
 //! Properties of a stream by path, as `proxy_get_property` finds them.
 
 use super::data::{Direction, StreamData};
+use super::local_reply::grpc_status;
 use crate::abi::Status;
 use crate::headers::HeaderMap;
 use crate::plugin::PluginConfig;
@@ -22,6 +23,9 @@ const ATTRIBUTES: [&[u8]; 11] = [
     b"node",
 ];
 
+/// Attributes that have attributes, and are there in every phase.
+const OBJECTS: [&[u8]; 2] = [b"request", b"xds"];
+
 /// Bytes of the property at `path`, for the filter in `slot` if there is a stream.
 pub(crate) fn get(
     plugin: &PluginConfig,
@@ -34,6 +38,10 @@ pub(crate) fn get(
         return Err(Status::SerializationFailure);
     };
     let mut state = None;
+    // What is an object of Envoy's own has no bytes as a whole; with a stream they are all there.
+    if stream.is_some() && rest.is_empty() && OBJECTS.contains(first) {
+        return Err(Status::SerializationFailure);
+    }
     if let Some((data, slot)) = stream {
         data.choose_route();
         for given in [Some(&data.attributes), data.route.as_ref()].into_iter().flatten() {
@@ -55,7 +63,6 @@ pub(crate) fn get(
         (b"plugin_name", []) => Ok(plugin.name.clone().into_bytes()),
         (b"plugin_root_id", []) => Ok(plugin.root_id.clone().into_bytes()),
         (b"plugin_vm_id", []) => Ok(plugin.vm_id.clone().into_bytes()),
-        (b"listener_direction", []) => Ok(0_i64.to_le_bytes().to_vec()),
         // Envoy looks at the first part only, so a property with more of them can be set, not read.
         (first, []) if !ATTRIBUTES.contains(&first) => state.ok_or(Status::NotFound),
         _ => Err(Status::NotFound),
@@ -72,8 +79,6 @@ fn computed(data: &StreamData, slot: usize, parts: &[&[u8]]) -> Option<Value> {
         [b"response", rest @ ..] => response(data, slot, rest),
         [b"connection", b"id"] | [b"connection_id"] => Some(Value::Uint(data.connection_id)),
         [b"connection", b"mtls"] => Some(Value::Bool(false)),
-        [b"route_name"] => Some(walk(data.route.as_ref()?, &[b"xds", b"route_name"])?.clone()),
-        [b"cluster_name"] => Some(walk(data.route.as_ref()?, &[b"xds", b"cluster_name"])?.clone()),
         [b"filter_state", name] => Some(Value::Bytes(data.filter_state.get(*name)?.value.clone())),
         _ => None,
     }
@@ -97,6 +102,15 @@ fn map(headers: &HeaderMap) -> Value {
         entry.extend_from_slice(value);
     }
     Value::Map(map.into_iter().map(|(name, value)| (name, Value::Bytes(value))).collect())
+}
+
+/// All headers or one, by its name in any case of letters; none at all where a filter sees none.
+fn of_map(headers: Option<&HeaderMap>, parts: &[&[u8]]) -> Option<Value> {
+    let headers = headers.map_or_else(Value::map, map);
+    match parts {
+        [name] => headers.step(&name.to_ascii_lowercase()).cloned(),
+        _ => walk(&headers, parts).cloned(),
+    }
 }
 
 fn request(data: &StreamData, slot: usize, parts: &[&[u8]]) -> Option<Value> {
@@ -132,7 +146,7 @@ fn request(data: &StreamData, slot: usize, parts: &[&[u8]]) -> Option<Value> {
             let at = path.iter().position(|byte| *byte == b'?');
             Some(Value::from(at.and_then(|at| path.get(at + 1..)).unwrap_or(b"")))
         }
-        [b"headers", rest @ ..] => walk(&map(headers?), rest).cloned(),
+        [b"headers", rest @ ..] => of_map(headers, rest),
         _ => None,
     }
 }
@@ -142,17 +156,25 @@ fn response(data: &StreamData, slot: usize, parts: &[&[u8]]) -> Option<Value> {
         [b"code"] => Some(Value::Int(i64::from(data.response_code?))),
         [b"code_details"] => Some(data.outcome.details.clone()?.into()),
         [b"flags"] => Some(Value::Int(0)),
+        // Of any response: where nothing says it, it is made of the status.
+        [b"grpc_status"] => {
+            let said = [&data.pipes[1].trailers, &data.pipes[1].headers].into_iter().flatten();
+            let said = said.filter_map(|map| map.get_str("grpc-status")).next();
+            let code = data.response_code?;
+            Some(Value::Int(match said {
+                Some(said) => said.parse().unwrap_or(-1),
+                None => i64::from(grpc_status(code)),
+            }))
+        }
         [b"size"] => {
             let sent = data.outcome.downstream.body.len();
             Some(Value::Int(i64::try_from(sent).unwrap_or(i64::MAX)))
         }
-        [b"headers", rest @ ..] => {
-            walk(&map(visible(data, slot, Direction::Response)?), rest).cloned()
-        }
+        [b"headers", rest @ ..] => of_map(visible(data, slot, Direction::Response), rest),
         [b"trailers", rest @ ..] => {
             let sees = data.filters.get(slot)?.sides[1].sees_trailers || data.logging;
             let trailers = data.pipes[1].trailers.as_ref().filter(|_| sees)?;
-            walk(&map(trailers), rest).cloned()
+            of_map(Some(trailers), rest)
         }
         _ => None,
     }

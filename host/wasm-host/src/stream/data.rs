@@ -76,8 +76,6 @@ pub(crate) struct Filter {
     /// Whether the guest has been told of the stream.
     pub(crate) created: bool,
     pub(crate) end_of_stream: bool,
-    /// `proxy_send_local_response` succeeded once.
-    pub(crate) local_reply_held: bool,
     pub(crate) local_reply_sent: bool,
     pub(crate) stream_failed: bool,
 }
@@ -90,7 +88,6 @@ impl Filter {
             sides: Default::default(),
             created: false,
             end_of_stream: false,
-            local_reply_held: false,
             local_reply_sent: false,
             stream_failed: false,
         }

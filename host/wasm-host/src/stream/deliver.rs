@@ -17,7 +17,9 @@ impl Host {
         if data.outcome.downstream.headers.is_some() {
             // Too late for anything else.
             data.outcome.details = Some(reply.details.clone());
-            data.reset();
+            if !data.outcome.downstream.end_of_stream {
+                data.reset();
+            }
             return;
         }
         data.outcome.details = Some(reply.details.clone());

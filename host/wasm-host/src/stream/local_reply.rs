@@ -38,9 +38,12 @@ impl LocalReply {
                 || ty.starts_with("application/grpc;")
         });
         let head = request.and_then(|request| request.get_str(":method")) == Some("HEAD");
-        let mut headers = HeaderMap::from([(":status", self.status.to_string())]);
+        let mut headers = HeaderMap::from([(":status", self.status.to_string())]).of_response();
         for (name, value) in &self.headers {
-            headers.add(name, value);
+            // The status goes over whatever the guest's headers say of it.
+            if name != b":status" {
+                headers.add(name, value);
+            }
         }
         if grpc {
             headers.set(":status", "200");
@@ -69,7 +72,7 @@ impl LocalReply {
 }
 
 /// `Grpc::Utility::httpToGrpcStatus`.
-fn grpc_status(http: u16) -> i32 {
+pub(super) fn grpc_status(http: u16) -> i32 {
     match http {
         400 => 13,
         401 => 16,
@@ -110,6 +113,8 @@ mod tests {
         assert_eq!(text(&reply, &request), expected);
         reply.headers = vec![(b"Content-Type".to_vec(), b"a/b".to_vec())];
         let expected = ":status=429 content-type=a/b content-length=9 | slow down";
+        assert_eq!(text(&reply, &request), expected);
+        reply.headers.push((b":status".to_vec(), b"200".to_vec()));
         assert_eq!(text(&reply, &request), expected);
         let head = HeaderMap::from([(":method", "HEAD")]);
         assert!(text(&reply, &head).ends_with("| "));
