@@ -56,7 +56,6 @@ impl State<'_> {
                 ["decode", "both"][usize::from(slot % 2)].into(),
             )],
             attributes: vec![("cost".into(), f32::from(slot % 7))],
-            ..EndpointEntry::default()
         };
         let load = |slot: u16| LoadRecord {
             slot,
@@ -65,7 +64,6 @@ impl State<'_> {
                 waiting: Some(u32::from(slot % 5)),
                 running: Some(u32::from(slot % 9)),
                 kv_usage_ratio: Some(f32::from(slot % 10) / 10.0),
-                ..Load::default()
             },
             source: SourceState::Live,
             block_size_tokens: 16,

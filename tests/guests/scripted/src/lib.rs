@@ -6,7 +6,7 @@
 //!
 //! A script is a JSON object of steps by callback (`request_headers`, `tick`, …; `vm_start` is in the
 //! configuration of the virtual machine). A step is one of
-//! - `[name, argument, …]`: a host call; arguments are those of [`arguments`];
+//! - `[name, argument, …]`: a host call; arguments are those of `arguments`;
 //! - `{"when": {"eos": bool, "nth": n, "stream": n, "var": [name, n]}, "do": [step, …]}`, all that is
 //!   named must hold: end of stream, number of earlier calls of this callback in this context, number
 //!   of earlier streams of the machine, value of a variable;

@@ -40,7 +40,7 @@ impl WasmtimeModule {
             self.modules.insert(scorer.to_owned(), module);
         }
         let module = self.modules.get(scorer).context("just loaded")?;
-        let mut config = PluginConfig::new(&format!("{scorer} {}", self.chains.len()), module);
+        let mut config = PluginConfig::new(format!("{scorer} {}", self.chains.len()), module);
         config.configuration = configuration.as_bytes().to_vec();
         let plugin = self.host.add_plugin(config)?;
         let chain = self.host.add_chain(ChainConfig::new([plugin]))?;
@@ -78,7 +78,7 @@ impl Packaging for WasmtimeModule {
         };
         let stream = self.host.open(chain, 0)?;
         let read = format!("wasm.{FEATURES_PROPERTY}");
-        self.host.set_filter_state(stream, &read, &features.encode())?;
+        self.host.set_filter_state(stream, &read, features.encode())?;
         let headers = HeaderMap::from([(":method", "POST"), (":path", "/v1/completions")]);
         self.host.request_headers(stream, headers, true)?;
         let written = format!("wasm.{SCORE_PROPERTY_PREFIX}{NAME}");
