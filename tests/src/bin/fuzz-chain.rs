@@ -59,8 +59,10 @@ fn main() -> Result<()> {
             thread::sleep(Duration::from_millis(50));
             if said.elapsed() > Duration::from_secs(10) {
                 said = Instant::now();
-                let Done { streams, callbacks, .. } =
-                    *all.lock().unwrap_or_else(PoisonError::into_inner);
+                let (streams, callbacks) = {
+                    let all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                    (all.streams, all.callbacks)
+                };
                 let seconds = started.elapsed().as_secs();
                 eprintln!(
                     "{streams} of {} streams, {callbacks} callbacks, {seconds} s",
@@ -73,14 +75,21 @@ fn main() -> Result<()> {
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })?;
-    let done = *all.lock().unwrap_or_else(PoisonError::into_inner);
+    let done = all.into_inner().unwrap_or_else(PoisonError::into_inner);
     let seconds = started.elapsed().as_secs_f64();
-    println!("streams     {:>12}", done.streams);
-    println!("  picked    {:>12}", done.picked);
-    println!("  answered  {:>12}", done.answered);
-    println!("callbacks   {:>12}", done.callbacks);
-    println!("deaths      {:>12}", 0);
-    println!("seconds     {seconds:>12.1}");
+    for (name, count) in &done.counters {
+        println!("{name:<60}{count:>12}");
+    }
+    for (name, count) in [
+        ("streams", done.streams),
+        ("picked", done.picked),
+        ("answered", done.answered),
+        ("callbacks", done.callbacks),
+        ("deaths", 0),
+    ] {
+        println!("{name:<60}{count:>12}");
+    }
+    println!("{:<60}{seconds:>12.1}", "seconds");
     if options.json {
         println!(
             "{}",

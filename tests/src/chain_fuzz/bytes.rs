@@ -97,6 +97,11 @@ const VALUES: &[&str] = &[
 ];
 
 impl Corpus {
+    /// What a request is of: mostly a completion or a chat.
+    pub(crate) fn kind(random: &mut Random) -> usize {
+        if random.below(2) == 0 { random.below(2) } else { random.below(PATHS.len()) }
+    }
+
     /// Reads the seeds.
     ///
     /// # Errors
@@ -159,13 +164,13 @@ impl Corpus {
         bytes
     }
 
-    pub(crate) fn request(&self, random: &mut Random, is_feed: bool) -> HeaderMap {
+    /// Headers of a request, whose `kind` is the place of its path in the list.
+    pub(crate) fn request(&self, random: &mut Random, is_feed: bool, kind: usize) -> HeaderMap {
         let post = if random.below(10) == 0 { "GET" } else { "POST" };
         let path = match random.below(12) {
             0 => String::from_utf8_lossy(&self.any(random)).into_owned(),
             _ if is_feed => (*random.one_of(&["/feed", "/feed", "/feed", "/accuracy"])).to_owned(),
-            1..=6 => PATHS[random.below(2)].to_owned(),
-            _ => (*random.one_of(PATHS)).to_owned(),
+            _ => PATHS[kind].to_owned(),
         };
         let mut headers = HeaderMap::from([
             (":method", post),
@@ -187,7 +192,7 @@ impl Corpus {
         }
     }
 
-    pub(crate) fn request_body(&self, random: &mut Random, is_feed: bool) -> Vec<u8> {
+    pub(crate) fn request_body(&self, random: &mut Random, is_feed: bool, kind: usize) -> Vec<u8> {
         if is_feed {
             let batch = random.one_of(&self.batches);
             return if random.below(3) == 0 { batch.clone() } else { self.damaged(random, batch) };
@@ -195,7 +200,9 @@ impl Corpus {
         let text = PROMPT.repeat(1 + random.below(8));
         let model =
             *random.one_of(&["m", "m", "m", "alias", "m:sql", "sql", "chat-latest", "none"]);
-        let whole = match random.below(3) {
+        // Mostly what the path takes.
+        let kind = if random.below(8) == 0 { random.below(3) } else { kind };
+        let whole = match kind {
             0 => json!({"model": model, "prompt": text, "stream": true}).to_string().into_bytes(),
             1 => {
                 let messages = json!([{"role": "user", "content": text}]);
@@ -205,7 +212,7 @@ impl Corpus {
         };
         match random.below(16) {
             0 => self.any(random),
-            1..=7 => self.damaged(random, &whole),
+            1..=5 => self.damaged(random, &whole),
             _ => whole,
         }
     }

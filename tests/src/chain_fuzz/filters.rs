@@ -25,7 +25,7 @@ const PICKERS: &[&str] = &["max-score", "random", "weighted-random"];
 pub(super) fn choose(random: &mut Random) -> Filters {
     let often = |random: &mut Random| random.below(2) == 0;
     let mut intake = json!({
-        "maxBodyBytes": *random.one_of(&[64, 4_096, 1_000_000]),
+        "maxBodyBytes": *random.one_of(&[64, 4_096, 4_096, 1_000_000]),
         "maxStateAgeMs": *random.one_of(&[5_000, 3_600_000]),
         "pools": [{"name": POOL}],
     });

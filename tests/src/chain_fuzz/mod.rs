@@ -7,10 +7,11 @@
 mod bytes;
 mod filters;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use wasm_host::StreamId;
+use wasm_host::{MetricKind, StreamId};
 
 use crate::wasmtime::{Gateway, Held, Modules, POOL, State, VM_ID};
 pub use bytes::Corpus;
@@ -24,7 +25,7 @@ const PROMPT: &str =
     "You are a helpful assistant. Answer in one sentence, in the language of the question. ";
 
 /// What a session did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
     /// Streams that passed the chain, to whatever end.
     pub streams: u64,
@@ -34,6 +35,8 @@ pub struct Done {
     pub picked: u64,
     /// Streams that were answered here.
     pub answered: u64,
+    /// Counters of the modules by name: which ways were gone.
+    pub counters: BTreeMap<String, u64>,
 }
 
 impl std::ops::AddAssign for Done {
@@ -42,6 +45,9 @@ impl std::ops::AddAssign for Done {
         self.callbacks += other.callbacks;
         self.picked += other.picked;
         self.answered += other.answered;
+        for (name, count) in other.counters {
+            *self.counters.entry(name).or_default() += count;
+        }
     }
 }
 
@@ -58,6 +64,7 @@ struct Open {
     stream: StreamId,
     phase: Phase,
     is_feed: bool,
+    kind: usize,
 }
 
 struct Session<'a> {
@@ -92,6 +99,11 @@ pub fn session(modules: &Modules, corpus: &Corpus, number: u64, streams: u64) ->
             bail!("session {number} after {} streams, {filters:?}: {death}", session.done.streams);
         }
     }
+    let counters = session.gateway.host.metrics().into_iter();
+    let counters = counters.filter(|(kind, ..)| *kind == MetricKind::Counter);
+    session.done.counters = counters
+        .map(|(_, name, metric)| (String::from_utf8_lossy(&name).into_owned(), metric.value))
+        .collect();
     Ok(session.done)
 }
 
@@ -105,12 +117,12 @@ impl Session<'_> {
     fn step(&mut self) -> Result<()> {
         match self.random.below(64) {
             0 => self.damage_shared(),
-            1 => self.restore(),
-            2 | 3 => {
+            1..=3 => self.restore(),
+            4 | 5 => {
                 let ms = [1, 20, 300, 1_000, 7_000][self.random.below(5)];
                 self.gateway.host.advance(Duration::from_millis(ms))?;
             }
-            4..=12 if self.open.len() < MAX_OPEN => self.open()?,
+            6..=14 if self.open.len() < MAX_OPEN => self.open()?,
             _ if self.open.is_empty() => self.open()?,
             _ => self.stream()?,
         }
@@ -132,15 +144,16 @@ impl Session<'_> {
             _ => POOL.into(),
         };
         self.gateway.host.set_attribute(stream, &["xds", "cluster_name"], pool.as_slice())?;
-        self.open.push(Open { stream, phase: Phase::Opened, is_feed });
+        let kind = Corpus::kind(&mut self.random);
+        self.open.push(Open { stream, phase: Phase::Opened, is_feed, kind });
         Ok(())
     }
 
     /// One thing that may happen to a stream next.
     fn stream(&mut self) -> Result<()> {
         let at = self.random.below(self.open.len());
-        let Open { stream, phase, is_feed } = self.open[at];
-        if self.random.below(24) == 0 {
+        let Open { stream, phase, is_feed, kind } = self.open[at];
+        if self.random.below(40) == 0 {
             return self.close(at);
         }
         if self.random.below(16) == 0 {
@@ -151,7 +164,7 @@ impl Session<'_> {
         match phase {
             Phase::Opened => {
                 let ends = random.below(6) == 0;
-                let headers = self.corpus.request(random, is_feed);
+                let headers = self.corpus.request(random, is_feed, kind);
                 host.request_headers(stream, headers, ends)?;
                 next = if ends { Phase::RequestEnded } else { Phase::RequestHeaders };
             }
@@ -161,7 +174,7 @@ impl Session<'_> {
                     next = Phase::RequestEnded;
                 } else {
                     let ends = random.below(3) != 0;
-                    let body = self.corpus.request_body(random, is_feed);
+                    let body = self.corpus.request_body(random, is_feed, kind);
                     // Whole, or in two pieces.
                     let cut = random.below(body.len() + 1);
                     let (first, second) = body.split_at(if random.below(3) == 0 { cut } else { 0 });

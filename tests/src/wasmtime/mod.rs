@@ -107,11 +107,13 @@ impl Gateway {
         Ok(Self { host, requests, feed, plugins })
     }
 
-    /// Puts a state into the shared data, as the feeder would.
+    /// Puts a state into the shared data, as the feeder would that just received it.
     pub fn put(&mut self, state: &[(feed::Key, Vec<u8>)]) {
         for (key, value) in state {
             self.host.set_shared_data(VM_ID, key.encode(), value);
         }
+        let head = state::head(self.host.monotonic_ns());
+        self.host.set_shared_data(VM_ID, feed::Key::Head.encode(), head.encode());
     }
 
     /// The first machine that died, in words.

@@ -35,8 +35,13 @@ pub struct Held<'a> {
     pub slots: &'a [u16],
 }
 
+/// That the state is whole, as of that time on the gateway's monotonic clock.
+pub(super) fn head(stamp_ns: u64) -> Head {
+    Head { instance: 1, epoch: EPOCH, sequence: 1, is_complete: true, stamp_ns, ..Head::default() }
+}
+
 impl State<'_> {
-    /// The records by key; endpoint n is `10.0.(n / 256).(n % 256):8000` with n + 1 waiting.
+    /// The records by key, without the head; endpoint n is `10.0.(n / 256).(n % 256):8000` with n + 1 waiting.
     pub fn records(&self) -> Vec<(Key, Vec<u8>)> {
         let odd = Key::parity(EPOCH);
         let entry = DirectoryEntry {
@@ -85,14 +90,11 @@ impl State<'_> {
         };
         let table = Table { epoch: EPOCH, endpoints: (0..self.endpoints).map(endpoint).collect() };
         let loads = LoadTable { epoch: EPOCH, records: (0..self.endpoints).map(load).collect() };
-        let head =
-            Head { instance: 1, epoch: EPOCH, sequence: 1, is_complete: true, ..Head::default() };
         let mut records = vec![
             (Key::Directory(odd), directory.encode()),
             (Key::Table(odd, 0), table.encode()),
             (Key::Load(odd, 0), loads.encode()),
             (Key::Model(odd, 0), model.encode()),
-            (Key::Head, head.encode()),
         ];
         records.extend(self.buckets());
         records

@@ -20,6 +20,11 @@ impl Host {
         lock(&self.shared).wall_ns
     }
 
+    /// Nanoseconds on the guests' monotonic clock.
+    pub fn monotonic_ns(&self) -> u64 {
+        lock(&self.shared).monotonic_ns
+    }
+
     /// How long until something happens by itself, if anything will.
     pub fn next_event(&self) -> Option<Duration> {
         let shared = lock(&self.shared);
