@@ -113,6 +113,15 @@ pub(super) fn add(raw: RawFeatures, needs: &mut Needs) -> Result<(), Refused> {
         let expected = "sessions to be found as the plugins find them, or no such key";
         return Err(Refused::new(key("session"), "another way", expected));
     }
+    // The gateway refuses more, and counts those of built-in plugins too.
+    for (name, all) in
+        [("headers", &needs.headers), ("labels", &needs.labels), ("attributes", &needs.attributes)]
+    {
+        if all.len() > MAX_LABELS {
+            let expected = format!("at most {MAX_LABELS} with those that plugins read");
+            return Err(Refused::new(key(name), all.len(), expected));
+        }
+    }
     Ok(())
 }
 

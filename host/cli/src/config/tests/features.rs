@@ -134,6 +134,15 @@ fn what_modules_read_is_listed() {
         "{headerName: x}",
         "session.headerName: a value is not accepted: expected one of strategy, encodedEndpointHeaderConfig, sessionIdConfig",
     );
+    let headers: Vec<String> = (0..16).map(|i| format!("x-{i}")).collect();
+    refused_beside_pools(
+        &format!(
+            "routing: {{features: {{headers: [{}]}}, scorers: [{{type: session-affinity}}]}}",
+            headers.join(", ")
+        ),
+        "c.yaml: routing.features.headers: 17 is not accepted: expected at most 16 with those that \
+         plugins read",
+    );
     refused_beside_pools(
         "routing: {features: {session: {strategy: session_id}}, scorers: [{type: session-affinity}]}",
         "c.yaml: routing.features.session: \"another way\" is not accepted: expected sessions to be \
