@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use testbed::{Backend, Client, EngineOptions, Stand, StandOptions, port, root};
 
 use crate::load::{self, Shot};
+use crate::plot::{self, Axes, Series};
+use crate::report::Report;
 use crate::table::{aligned, median, rounded};
 
 const PATH: &str = "/v1/chat/completions";
@@ -44,7 +46,7 @@ pub(crate) struct Flags {
     connections: usize,
 }
 
-pub(crate) async fn run(flags: &Flags) -> Result<(String, Value)> {
+pub(crate) async fn run(flags: &Flags) -> Result<Report> {
     eprintln!("starting engines, daemon and Envoy ...");
     let bench = Bench::start().await?;
     let mut rows = vec![
@@ -119,9 +121,24 @@ pub(crate) async fn run(flags: &Flags) -> Result<(String, Value)> {
     );
     let result = json!({
         "bench": "cpu", "rounds": flags.rounds, "requests": flags.requests,
-        "connections": flags.connections, "sizes": results,
+        "connections": flags.connections, "sizes": &results,
     });
-    Ok((table, result))
+    let curve = |name: &str, key: &str| Series {
+        name: name.to_owned(),
+        points: results
+            .iter()
+            .filter_map(|row| Some((row["body_bytes"].as_f64()?, row[key].as_f64()?)))
+            .collect(),
+    };
+    let curves = [
+        curve("plain", "plain_us"),
+        curve("no-op filter", "noop_us"),
+        curve("router", "router_us"),
+    ];
+    let axes =
+        Axes { title: "Envoy worker CPU per request", x: "request body (bytes)", y: "CPU (us)" };
+    let plots = vec![("request", plot::lines(&axes, &curves)?)];
+    Ok(Report { table, result, plots })
 }
 
 /// What a row measures.

@@ -9,15 +9,20 @@ mod machine;
 mod memory;
 mod meter;
 mod parity;
+mod plot;
 mod publisher;
+mod report;
 mod swap;
 mod table;
 mod traffic;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
+
+use crate::report::Report;
 
 /// Measures one property of the whole arrangement.
 #[derive(Parser)]
@@ -28,6 +33,9 @@ struct Flags {
     /// Print the result as one JSON object on the last line
     #[arg(long, global = true)]
     json: bool,
+    /// Where the result goes as NAME.json, and its plots as NAME-*.svg
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = testbed::root().join("target/bench"))]
+    out: PathBuf,
 }
 
 #[derive(clap::Subcommand)]
@@ -50,6 +58,22 @@ enum Bench {
     Swap(swap::Flags),
 }
 
+impl Bench {
+    /// As on the command line.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Chain(_) => "chain",
+            Self::Burst(_) => "burst",
+            Self::Cpu(_) => "cpu",
+            Self::Freshness(_) => "freshness",
+            Self::Memory(_) => "memory",
+            Self::Meter(_) => "meter",
+            Self::Parity(_) => "parity",
+            Self::Swap(_) => "swap",
+        }
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let flags = match Flags::try_parse() {
@@ -64,14 +88,14 @@ async fn main() -> ExitCode {
     let machine = machine::describe();
     let measure = async {
         match &flags.bench {
-            Bench::Chain(chain) => chain::run(chain).await,
-            Bench::Burst(burst) => burst::run(burst).await,
+            Bench::Chain(chain) => chain::run(chain).await.map(Report::from),
+            Bench::Burst(burst) => burst::run(burst).await.map(Report::from),
             Bench::Cpu(cpu) => cpu::run(cpu).await,
-            Bench::Freshness(freshness) => freshness::run(freshness).await,
-            Bench::Memory(memory) => memory::run(memory).await,
-            Bench::Meter(meter) => meter::run(meter).await,
-            Bench::Parity(parity) => parity::run(parity).await,
-            Bench::Swap(swap) => swap::run(swap).await,
+            Bench::Freshness(freshness) => freshness::run(freshness).await.map(Report::from),
+            Bench::Memory(memory) => memory::run(memory).await.map(Report::from),
+            Bench::Meter(meter) => meter::run(meter).await.map(Report::from),
+            Bench::Parity(parity) => parity::run(parity).await.map(Report::from),
+            Bench::Swap(swap) => swap::run(swap).await.map(Report::from),
         }
     };
     let outcome = tokio::select! {
@@ -79,13 +103,17 @@ async fn main() -> ExitCode {
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     match outcome {
-        Ok((table, mut result)) => {
-            let text = format!("{table}{}\n", machine::sentence(&machine));
+        Ok(mut report) => {
+            let text = format!("{}{}\n", report.table, machine::sentence(&machine));
+            report.result["ok"] = json!(true);
+            report.result["machine"] = machine;
+            if let Err(error) = report.write(&flags.out, flags.bench.name()) {
+                eprintln!("bench: {error:#}");
+                return ExitCode::FAILURE;
+            }
             if flags.json {
                 eprint!("{text}");
-                result["ok"] = json!(true);
-                result["machine"] = machine;
-                println!("{result}");
+                println!("{}", report.result);
             } else {
                 print!("{text}");
             }

@@ -116,6 +116,17 @@ pub(super) fn to_response<B>(
     response
 }
 
+/// Bytes of body that a client takes of this response; None where its head does not say.
+pub(super) fn length<B>(method: &str, response: &Response<B>) -> Option<u64> {
+    let status = response.status();
+    let is_bodiless =
+        method == "HEAD" || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    if is_bodiless {
+        return Some(0);
+    }
+    response.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Trailers as HTTP carries them.
 pub(super) fn to_trailers(trailers: &HeaderMap) -> http::HeaderMap {
     pairs(trailers).collect()
@@ -208,5 +219,22 @@ mod tests {
             [":method", ":scheme", ":authority", ":path", "x-forwarded-proto", "x-request-id"];
         assert_eq!(names, expected);
         assert_eq!(headers.get_str(REQUEST_ID).map(str::len), Some(36));
+    }
+
+    #[test]
+    fn what_a_client_waits_for_is_said_by_the_head() {
+        let response = |status: &str, length: Option<&str>| {
+            let mut headers = HeaderMap::from([(":status", status)]);
+            if let Some(length) = length {
+                headers.add("content-length", length);
+            }
+            to_response(&headers, None, ())
+        };
+        assert_eq!(length("POST", &response("200", Some("4"))), Some(4));
+        assert_eq!(length("POST", &response("200", None)), None, "up to its end");
+        assert_eq!(length("POST", &response("200", Some("x"))), None);
+        assert_eq!(length("HEAD", &response("200", Some("4"))), Some(0));
+        assert_eq!(length("POST", &response("204", None)), Some(0));
+        assert_eq!(length("POST", &response("304", Some("4"))), Some(0));
     }
 }

@@ -93,6 +93,8 @@ struct Stream {
     reads_responses: bool,
     answer: Option<Answer>,
     client: Option<mpsc::Sender<Result<Frame<Bytes>, Broken>>>,
+    /// Bytes of the response's body, where its head says them.
+    length: Option<u64>,
     log: Log,
 }
 
@@ -147,6 +149,7 @@ impl Stream {
             reads_responses: true,
             answer: Some(answer),
             client: None,
+            length: None,
             log,
             shared,
         }
@@ -160,10 +163,11 @@ impl Stream {
     async fn run(mut self) {
         loop {
             let is_free = self.busy == 0;
+            let is_whole = self.is_whole();
             let step = async {
                 tokio::select! {
                     biased;
-                    () = gone(&mut self.answer, &self.client) => Step::Gone,
+                    () = gone(&mut self.answer, &self.client), if !is_whole => Step::Gone,
                     event = self.events.recv() => Step::Event(event),
                     tried = attempt(&mut self.attempt) => Step::Tried(Box::new(tried)),
                     frame = from(&mut self.source), if is_free || !self.reads_responses => {
@@ -229,6 +233,7 @@ impl Stream {
                 let id = self.log.request_id.as_deref();
                 let response = message::to_response(&headers, id, Download(download));
                 self.log.status = Some(response.status().as_u16());
+                self.length = message::length(&self.log.method, &response);
                 self.client = Some(client);
                 if let Some(answer) = self.answer.take()
                     && answer.send(response).is_err()
@@ -246,10 +251,16 @@ impl Stream {
         Next::Goes
     }
 
+    /// Whether the client has all it waits for: HTTP lets go of a body then, also before its end is said.
+    fn is_whole(&self) -> bool {
+        self.client.is_some() && self.length.is_some_and(|length| self.log.response_bytes >= length)
+    }
+
     async fn give(&mut self, frame: Frame<Bytes>) -> Next {
         self.log.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
         if let Some(client) = &self.client
             && client.send(Ok(frame)).await.is_err()
+            && !self.is_whole()
         {
             "downstream_remote_disconnect".clone_into(&mut self.log.details);
             return Next::Ends;
