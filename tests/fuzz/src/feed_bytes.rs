@@ -12,11 +12,10 @@ pub fn decode(bytes: &[u8]) {
     if let Ok(batch) = Batch::decode(bytes) {
         assert!(batch.entries.len() <= bytes.len());
     }
-    if let Some((fingerprint, bucket)) = bytes.split_first_chunk() {
-        if let Ok(Some(stride)) = find_stride(bucket, u32::from_le_bytes(*fingerprint)) {
+    if let Some((fingerprint, bucket)) = bytes.split_first_chunk()
+        && let Ok(Some(stride)) = find_stride(bucket, u32::from_le_bytes(*fingerprint)) {
             assert!(stride.read().holders.len() <= bucket.len());
         }
-    }
     let _ = (find_stride(bytes, 0).is_ok(), Key::parse_writable(bytes), value_epoch(bytes));
     again(bytes, Ack::decode, Ack::encode);
     again(bytes, Features::decode, Features::encode);
