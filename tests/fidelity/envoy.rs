@@ -14,7 +14,7 @@ use testbed::{Process, envoy, get, port, wait_until};
 use crate::backend::Backend;
 use crate::client;
 use crate::record::{Line, Record, add_logs};
-use crate::script::{Plugin, Policy, Script};
+use crate::script::{Plugin, Policy, Script, module_file};
 
 const START: Duration = Duration::from_secs(120);
 const WAIT: Duration = Duration::from_secs(15);
@@ -40,14 +40,9 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 impl Envoy {
-    pub(crate) async fn start(
-        scripts: &[Script],
-        places: &[Place],
-        module: &Path,
-        folder: &Path,
-    ) -> Result<Self> {
+    pub(crate) async fn start(scripts: &[Script], places: &[Place], folder: &Path) -> Result<Self> {
         let (admin, plain) = (loopback(port()?), loopback(port()?));
-        let config = config(scripts, places, module, admin, plain);
+        let config = config(scripts, places, admin, plain);
         let file = folder.join("envoy.json");
         std::fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
         let log = folder.join("envoy.log");
@@ -231,13 +226,7 @@ pub(crate) fn route(script: &Script) -> String {
     format!("route-{}", script.name)
 }
 
-fn config(
-    scripts: &[Script],
-    places: &[Place],
-    module: &Path,
-    admin: SocketAddr,
-    plain: SocketAddr,
-) -> Value {
+fn config(scripts: &[Script], places: &[Place], admin: SocketAddr, plain: SocketAddr) -> Value {
     let socket = |address: SocketAddr| {
         json!({"socket_address":
             {"address": address.ip().to_string(), "port_value": address.port()}})
@@ -271,7 +260,8 @@ fn config(
     let mut listeners: Vec<Value> = both()
         .map(|(script, place)| {
             let plugins = script.plugins.iter().enumerate();
-            let filters = plugins.map(|(i, plugin)| filter(script, i, plugin, module)).collect();
+            let guests = plugins.map(|(i, plugin)| filter(script, i, plugin));
+            let filters = metadata(script).into_iter().chain(guests).collect();
             let mut manager = manager(&script.name, vec![host(script, "*")], filters, true);
             if let Some(limit) = script.buffer_limit {
                 // What bounds the buffers of an HTTP/2 stream.
@@ -327,7 +317,22 @@ fn manager(name: &str, hosts: Vec<Value>, mut filters: Vec<Value>, is_logged: bo
     })
 }
 
-fn filter(script: &Script, i: usize, plugin: &Plugin, module: &Path) -> Value {
+/// The filter that leaves the script's metadata, if it has any.
+fn metadata(script: &Script) -> Option<Value> {
+    let of = |(namespace, value)| json!({"metadata_namespace": namespace, "value": value});
+    let all: Vec<Value> = script.metadata.iter().map(of).collect();
+    (!all.is_empty()).then(|| {
+        json!({
+            "name": "metadata",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+                "metadata": all,
+            },
+        })
+    })
+}
+
+fn filter(script: &Script, i: usize, plugin: &Plugin) -> Value {
     let text = |text: String| json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text});
     let mut config = json!({
         "name": name(script, i),
@@ -335,7 +340,7 @@ fn filter(script: &Script, i: usize, plugin: &Plugin, module: &Path) -> Value {
         "vm_config": {
             "vm_id": plugin.vm_id(script),
             "runtime": "envoy.wasm.runtime.v8",
-            "code": {"local": {"filename": module}},
+            "code": {"local": {"filename": module_file(&plugin.module)}},
             "configuration": text(plugin.vm_configuration()),
             "environment_variables": {"key_values": plugin.environment},
         },

@@ -80,7 +80,8 @@ impl Upstreams for Scripted {
 
     fn grpc_call(&mut self, call: &GrpcCall) -> Schedule<GrpcEvent> {
         let answer = self.grpc_answer(call);
-        self.made(call);
+        // Also an empty message is framed.
+        self.made(call, frame(&call.message));
         let mut events = Vec::new();
         for part in &answer.body {
             if let Part::Grpc { grpc } = part {
@@ -95,7 +96,7 @@ impl Upstreams for Scripted {
 
     fn grpc_open(&mut self, call: &GrpcCall) -> Schedule<GrpcEvent> {
         let answer = self.grpc_answer(call);
-        self.made(call);
+        self.made(call, Vec::new());
         let mut first = response_headers(&answer);
         first.add(SERVICE_TIME, "0");
         let mut events = vec![(STEP, GrpcEvent::InitialMetadata(first))];
@@ -126,7 +127,7 @@ fn frame(message: &[u8]) -> Vec<u8> {
 
 impl Scripted {
     /// Notes a gRPC call as the request that Envoy makes of it.
-    fn made(&self, call: &GrpcCall) {
+    fn made(&self, call: &GrpcCall, body: Vec<u8>) {
         let mut headers: Pairs = vec![
             (":method".into(), "POST".into()),
             (":path".into(), format!("/{}/{}", call.service, call.method)),
@@ -134,7 +135,6 @@ impl Scripted {
             ("content-type".into(), "application/grpc".into()),
         ];
         headers.extend(to_pairs(&call.metadata));
-        let body = if call.message.is_empty() { Vec::new() } else { frame(&call.message) };
         let message = Message { headers: Some(headers), body, trailers: None, is_complete: true };
         lock(&self.calls).made.push(message);
     }
@@ -208,7 +208,11 @@ fn request_headers(script: &Script, exchange: &Exchange) -> HeaderMap {
 }
 
 /// Plays a script.
-pub(crate) fn play(script: &Script, engine: &Engine, module: &Module) -> Result<Record> {
+pub(crate) fn play(
+    script: &Script,
+    engine: &Engine,
+    modules: &BTreeMap<String, Module>,
+) -> Result<Record> {
     let calls = CallsRef::default();
     let upstreams = Scripted {
         cluster: cluster(script),
@@ -226,6 +230,7 @@ pub(crate) fn play(script: &Script, engine: &Engine, module: &Module) -> Result<
     );
     let mut plugins = Vec::new();
     for (i, plugin) in script.plugins.iter().enumerate() {
+        let module = modules.get(&plugin.module).context("a module that is loaded")?;
         let mut config = PluginConfig::new(name(script, i), module);
         config.root_id.clone_from(&plugin.root_id);
         config.vm_id = plugin.vm_id(script);
@@ -309,6 +314,12 @@ impl Player<'_> {
             Protocol::H2 => "HTTP/2",
         };
         self.host.set_attribute(stream, &["request", "protocol"], protocol)?;
+        for (namespace, values) in &self.script.metadata {
+            for (key, value) in values {
+                let path = ["metadata", "filter_metadata", namespace, key];
+                self.host.set_attribute(stream, &path, value.as_str())?;
+            }
+        }
         let headers = request_headers(self.script, exchange);
         self.host.request_headers(stream, headers, exchange.ends_with_headers())?;
         let mut answered = false;

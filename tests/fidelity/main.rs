@@ -12,16 +12,17 @@ mod script;
 #[allow(dead_code, unreachable_pub, reason = "shared with the end-to-end tests")]
 mod wire;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use testbed::{port, root};
+use testbed::port;
 
 use crate::backend::Backend;
 use crate::envoy::{Envoy, Place};
 use crate::record::{Record, compare};
-use crate::script::{Known, Script};
+use crate::script::{Known, Script, module_file};
 
 /// Plays only scripts whose names contain this; the differences of others are not looked at.
 const ONLY: &str = "FIDELITY_ONLY";
@@ -48,8 +49,15 @@ async fn scripts_go_alike_through_envoy_and_the_host() {
 
 /// Plays all scripts in both; what is not as it is known to be.
 async fn play(scripts: &[Script], known: &[Known]) -> Result<String> {
-    let file = root().join("target/wasm/scripted.wasm");
-    ensure!(file.exists(), "{} is not there: run scripts/build-modules", file.display());
+    let engine = wasm_host::Engine::new()?;
+    let mut modules = BTreeMap::new();
+    for name in scripts.iter().flat_map(Script::modules) {
+        if !modules.contains_key(name) {
+            let file = module_file(name);
+            ensure!(file.exists(), "{} is not there: run scripts/build-modules", file.display());
+            modules.insert(name.to_owned(), wasm_host::Module::from_file(&engine, &file)?);
+        }
+    }
     let folder = tempfile::Builder::new().prefix("fidelity-").tempdir()?;
     let mut places = Vec::new();
     for script in scripts {
@@ -57,16 +65,14 @@ async fn play(scripts: &[Script], known: &[Known]) -> Result<String> {
         places.push(Place { listener, backend: Backend::start(script.callouts.clone()).await? });
     }
     let started = std::time::Instant::now();
-    let mut envoy = Envoy::start(scripts, &places, &file, folder.path()).await?;
+    let mut envoy = Envoy::start(scripts, &places, folder.path()).await?;
     eprintln!("{:6.2} s  Envoy with {} scripts", started.elapsed().as_secs_f64(), scripts.len());
-    let engine = wasm_host::Engine::new()?;
-    let module = wasm_host::Module::from_file(&engine, &file)?;
     let mut report = String::new();
     for (script, place) in scripts.iter().zip(&places) {
         let started = std::time::Instant::now();
         let of_envoy = envoy.play(script, place).await;
         let of_envoy_s = started.elapsed().as_secs_f64();
-        let of_host = host::play(script, &engine, &module);
+        let of_host = host::play(script, &engine, &modules);
         let of_host_s = started.elapsed().as_secs_f64() - of_envoy_s;
         eprintln!("{of_envoy_s:6.2} s {of_host_s:6.2} s  {}", script.name);
         if let (Some(_), Ok(of_envoy)) = (std::env::var_os("FIDELITY_SHOW"), &of_envoy) {

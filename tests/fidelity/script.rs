@@ -23,11 +23,27 @@ pub(crate) struct Script {
     pub(crate) callouts: BTreeMap<String, Answer>,
     #[serde(default)]
     pub(crate) buffer_limit: Option<usize>,
+    /// Dynamic metadata that a filter before the guests leaves: by namespace, then key.
+    #[serde(default)]
+    pub(crate) metadata: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Script {
+    /// Modules of its plugins.
+    pub(crate) fn modules(&self) -> impl Iterator<Item = &str> {
+        self.plugins.iter().map(|plugin| plugin.module.as_str())
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Plugin {
+    /// Its file in the folder of built modules, without `.wasm`.
+    #[serde(default = "default_module")]
+    pub(crate) module: String,
+    /// Configuration of a module that is not the scripted one.
+    #[serde(default)]
+    pub(crate) configuration: Option<String>,
     #[serde(default = "default_vm")]
     pub(crate) vm: String,
     /// Its place in the chain by default, for Envoy names a root context in the log by this only.
@@ -52,13 +68,25 @@ fn default_vm() -> String {
     "v".into()
 }
 
+fn default_module() -> String {
+    "scripted".into()
+}
+
+/// A module of the folder of built ones.
+pub(crate) fn module_file(name: &str) -> PathBuf {
+    testbed::root().join("target/wasm").join(format!("{name}.wasm"))
+}
+
 impl Plugin {
     pub(crate) fn vm_id(&self, script: &Script) -> String {
         format!("{}/{}", script.name, self.vm)
     }
 
     pub(crate) fn configuration(&self) -> String {
-        Value::Object(self.on.clone()).to_string()
+        match &self.configuration {
+            Some(configuration) => configuration.clone(),
+            None => Value::Object(self.on.clone()).to_string(),
+        }
     }
 
     pub(crate) fn vm_configuration(&self) -> String {

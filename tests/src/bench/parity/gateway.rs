@@ -130,7 +130,10 @@ async fn answered(stand: &Stand, id: &str) -> Result<Answered> {
 }
 
 /// Scores of a `Got pod scores` line in the order of the candidates.
-fn by_scorer(said: &Value, features: &Features) -> Result<BTreeMap<String, Vec<Option<f32>>>> {
+pub(crate) fn by_scorer(
+    said: &Value,
+    features: &Features,
+) -> Result<BTreeMap<String, Vec<Option<f32>>>> {
     let mut all = BTreeMap::new();
     for (scorer, scores) in said.as_object().context("scorers of the line")? {
         let of = |address: &str| match (scores, &scores[address]) {

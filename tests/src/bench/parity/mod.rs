@@ -1,21 +1,27 @@
 //! `bench parity`: every packaging of every scorer says the same, bit for bit.
 //!
-//! Off the gateway: the tables of cases and the scenario files. In a real Envoy: requests to simulated
-//! engines, whose features a module beside the scorers records, so that they can be scored elsewhere
-//! too. A scorer that is off by the least possible stands in for `queue` once in each packaging, and
-//! must be noticed there.
+//! Everywhere: the tables of cases and the scenario files. A real Envoy and `router.wasm` are fed them by
+//! what stands in the place of intake; what filters cannot be told is counted by its reason. In a real
+//! Envoy also: requests to simulated engines, whose features a module beside the scorers records, so that
+//! they can be scored elsewhere too. A scorer that is off by the least possible stands in for `queue`
+//! once in each packaging (another scorer, where it is built in), and must be noticed there.
 
+mod fed;
+mod fed_envoy;
 mod gateway;
 mod packaging;
 mod wasmtime_module;
+mod wasmtime_router;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use anyhow::{Result, ensure};
 use routing::PickHistory;
 use serde_json::{Map, Value, json};
 
 use crate::table::aligned;
+use fed_envoy::{FedEnvoy, InEnvoy};
 use gateway::Answered;
 use packaging::{Packaging, Scores, Situation, Which};
 
@@ -32,9 +38,8 @@ pub(crate) struct Flags {
 pub(crate) async fn run(flags: &Flags) -> Result<(String, Value)> {
     let mut packagings = packaging::all()?;
     let mut tally = Tally::default();
-    for situation in tables() {
-        tally.compare(&situation, &mut packagings, &[])?;
-    }
+    let tables = tables();
+    through_tables(&tables, &mut tally, &mut packagings).await?;
     let all: Vec<_> = gateway::scorers();
     eprintln!("{} requests to Envoy, {} scorers ...", flags.requests, all.len());
     let answered = gateway::run(&all, flags.requests).await?;
@@ -52,13 +57,50 @@ pub(crate) async fn run(flags: &Flags) -> Result<(String, Value)> {
         let right = bits(&native.scores(Which::Right, &situation)?);
         let module = bits(&request.modules.get("skewed").cloned());
         *tally.caught.entry(gateway::MODULE).or_default() |= module.is_some() && module != right;
-        // What is built in cannot be made wrong from outside: it must differ from what is.
+        // In a rendered gateway nothing wrong can be built in: it must differ from what is.
         let built_in = bits(&request.built_in.get(SKEWED).cloned());
         let wrong = bits(&native.scores(Which::Skewed, &situation)?);
         *tally.caught.entry(gateway::BUILT_IN).or_default() |=
             built_in == right && built_in != wrong;
     }
     tally.finish()
+}
+
+/// Compares all cases and scenarios, with what both packagings in a real Envoy say of them.
+async fn through_tables(
+    tables: &[Situation],
+    tally: &mut Tally,
+    packagings: &mut [Box<dyn Packaging>],
+) -> Result<()> {
+    let wrong = tables.iter().filter(|situation| situation.scorer == SKEWED);
+    let wrong = wrong.map(|situation| (Which::Skewed, situation));
+    let right = tables.iter().map(|situation| (Which::Right, situation));
+    let all: Vec<_> = right.chain(wrong).collect();
+    eprintln!("{} cases and scenarios to Envoy ...", tables.len());
+    let envoy = FedEnvoy::start(&all).await?;
+    for situation in tables {
+        let InEnvoy { built_in, module } = envoy.scores(Which::Right, situation).await?;
+        let in_envoy = [(gateway::BUILT_IN, built_in), (gateway::MODULE, module)];
+        tally.compare(situation, packagings, &in_envoy)?;
+        for (what, why) in [
+            ("built-in", fed::untold_to_router(situation)),
+            ("module", fed::untold_to_module(situation)),
+        ] {
+            if let Some(why) = why {
+                *tally.untold.entry(format!("{what}: {why}")).or_default() += 1;
+            }
+        }
+        if situation.scorer != SKEWED {
+            continue;
+        }
+        let [native, ..] = &mut *packagings else { continue };
+        let right = bits(&native.scores(Which::Right, situation)?);
+        let InEnvoy { built_in, module } = envoy.scores(Which::Skewed, situation).await?;
+        for (name, wrong) in [(gateway::BUILT_IN, built_in), (gateway::MODULE, module)] {
+            *tally.caught.entry(name).or_default() |= wrong.is_some() && bits(&wrong) != right;
+        }
+    }
+    Ok(())
 }
 
 /// Every case of every scorer's table, and every scenario with every scorer of its profile.
@@ -124,6 +166,8 @@ struct Tally {
     /// Situations that each packaging scored, and scores that were not absent.
     compared: BTreeMap<&'static str, (usize, usize)>,
     caught: BTreeMap<&'static str, bool>,
+    /// Cases and scenarios that filters cannot be told, by reason.
+    untold: BTreeMap<String, usize>,
     differences: Vec<String>,
 }
 
@@ -181,15 +225,18 @@ impl Tally {
         }
         let names: Vec<&str> = self.compared.keys().copied().collect();
         let all_caught = names.iter().all(|name| is_caught(name));
-        let table = format!(
-            "{} of {} scenarios scored the same bit for bit by every packaging\n{}",
+        let mut table = format!(
+            "{} of {} scenarios scored the same bit for bit by every packaging\n{}\n",
             self.equal,
             self.situations,
             aligned(&rows)
         );
+        for (why, count) in &self.untold {
+            let _ = writeln!(table, "{count} not told to {why}");
+        }
         let result = json!({
             "bench": "parity", "scenarios": self.situations, "packagings": names,
-            "equal": self.equal, "scenarios_and_scores": self.compared, "negative_controls": self.caught,
+            "equal": self.equal, "scenarios_and_scores": self.compared, "not_told": self.untold, "negative_controls": self.caught,
             "negative_control_caught": all_caught,
         });
         ensure!(

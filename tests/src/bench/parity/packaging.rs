@@ -42,6 +42,7 @@ pub(crate) fn all() -> Result<Vec<Box<dyn Packaging>>> {
         Box::new(Native),
         Box::new(Component::new()?),
         Box::new(super::wasmtime_module::WasmtimeModule::new()?),
+        Box::new(super::wasmtime_router::WasmtimeRouter::new()?),
     ])
 }
 

@@ -8,9 +8,9 @@ use serde_json::json;
 use testbed::root;
 use wasm_host::{ChainConfig, ChainId, Engine, HeaderMap, Host, HostOptions, Module, PluginConfig};
 
+use super::fed::{NAME, untold_to_module};
 use super::packaging::{Packaging, Scores, Situation, Which};
 
-const NAME: &str = "parity";
 const EPOCH: u64 = 7;
 
 /// The modules of `target/wasm`.
@@ -55,12 +55,9 @@ impl Packaging for WasmtimeModule {
     }
 
     fn scores(&mut self, which: Which, situation: &Situation) -> Result<Scores> {
-        let Situation { request, candidates, history, .. } = situation;
+        let Situation { request, candidates, .. } = situation;
         // What is not on the wire between filters.
-        let is_told = request.peer_labels.is_empty()
-            && history.any.iter().chain(&history.cold).all(|pick| *pick == 0)
-            && candidates.iter().all(|candidate| candidate.reliability.ratio() == 1.0);
-        if !is_told || (which == Which::Right && situation.scorer == "no-hit-lru") {
+        if untold_to_module(situation).is_some() {
             return Ok(None);
         }
         let (scorer, parameters) = match which {
