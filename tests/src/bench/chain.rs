@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use testbed::{Backend, Client, Stand, StandOptions, port, root, wait_until};
 use tokio::task::JoinSet;
 
-use crate::cpu::{filler, read_yaml, worker_ns};
+use crate::cpu::{filler, worker_ns};
+use crate::listeners::read_yaml;
 use crate::load::{self, Shot};
 use crate::table::{aligned, median, rounded};
 

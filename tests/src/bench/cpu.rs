@@ -8,24 +8,21 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use testbed::{Backend, Client, EngineOptions, Stand, StandOptions, port, root};
+use testbed::{port, root};
 
+use crate::fleet::{Chat, Fleet};
+use crate::listeners::{Rendered, read_yaml};
 use crate::load::{self, Shot};
 use crate::plot::{self, Axes, Series};
 use crate::report::Report;
 use crate::table::{aligned, median, rounded};
 
-const PATH: &str = "/v1/chat/completions";
 /// Conversations per size, a third on each engine.
 const CHATS: usize = 6;
 /// Part of a prompt that an engine must hold for the measurement to be of a deep match.
 const MIN_HELD_RATIO: f64 = 0.7;
-
-/// Time until a prompt just announced must be matched, also on a busy machine.
-const APPLIED_WITHIN: std::time::Duration = std::time::Duration::from_secs(20);
 
 #[derive(clap::Args)]
 pub(crate) struct Flags {
@@ -182,92 +179,31 @@ impl std::fmt::Display for Shape {
 }
 
 struct Bench {
-    stand: Stand,
-    /// APIs of the simulated engines, which only the bench asks.
-    engines: Vec<SocketAddr>,
-    /// What stands in the engines' places behind Envoy, so that their cost does not matter.
-    backends: Vec<Backend>,
+    fleet: Fleet,
     /// Plain, noop, router.
     listeners: [SocketAddr; 3],
 }
 
 impl Bench {
     async fn start() -> Result<Self> {
-        let blocks = 300_000;
-        let flags = [format!("--num-blocks={blocks}"), "--max-model-len=4000000".to_owned()];
-        let engine = EngineOptions { flags: flags.to_vec() };
-        let options = StandOptions { engines: vec![engine; 3], ..StandOptions::default() };
-        let mut stand = Stand::prepare(options).await?;
-        // The page says how large the cache is, which bounds what the daemon keeps of the engine.
-        let page = std::fs::read_to_string(root().join("tests/golden/metrics/vllm-metrics.txt"))?;
-        let recorded = "num_gpu_blocks=\"160\"";
-        ensure!(page.contains(recorded), "the recorded metrics page has no {recorded}");
-        let page = page.replace(recorded, &format!("num_gpu_blocks=\"{blocks}\""));
-        let (mut engines, mut backends) = (Vec::new(), Vec::new());
-        for engine in &mut stand.engines {
-            let backend = Backend::start(page.clone()).await?;
-            engines.push(std::mem::replace(&mut engine.http, backend.address));
-            backends.push(backend);
-        }
-        stand.write_config()?;
-        stand.render()?;
+        let mut fleet = Fleet::prepare(1).await?;
         let free = || anyhow::Ok(SocketAddr::from(([127, 0, 0, 1], port()?)));
-        let listeners = [free()?, free()?, stand.gateway];
-        add_listeners(&stand.rendered(), listeners[0], listeners[1])?;
-        stand.start_envoy(&[]).await?;
-        stand.start_daemon()?;
-        stand.wait_ready().await?;
-        Ok(Self { stand, engines, backends, listeners })
+        let listeners = [free()?, free()?, fleet.stand.gateway];
+        add_listeners(&fleet.stand.rendered(), listeners[0], listeners[1])?;
+        fleet.start().await?;
+        Ok(Self { fleet, listeners })
     }
 
     /// Has the engines hold conversations up to their last turn, and gives the requests with it
     /// and the part of them that is held.
     async fn hold(&self, shape: Shape) -> Result<(Arc<Vec<Shot>>, f64)> {
-        let gateway = self.stand.client();
-        self.log_level("debug").await?;
-        let (mut shots, mut held) = (Vec::new(), Vec::new());
-        for number in 0..CHATS {
-            let slot = number % self.engines.len();
-            let holder = self.backends[slot].address.to_string();
-            let before = self.stand.event_batches().await?;
-            let (messages, earlier) = shape.conversation(number);
-            let earlier =
-                json!({"model": "tiny", "messages": messages[..earlier], "max_tokens": 1});
-            let answer = Client::new(self.engines[slot]).post(PATH, &earlier).await?;
-            ensure!(answer.status.is_success(), "the engine answered {answer:?}");
-            self.stand.settled(&holder, &before).await?;
-
-            let body = json!({"model": "tiny", "messages": messages, "max_tokens": 1});
-            let tokens = count_tokens(self.engines[slot], &messages).await?;
-            // A long prompt is announced in several batches, of which one may be under way.
-            let mut matched = None;
-            let deadline = std::time::Instant::now() + APPLIED_WITHIN;
-            while std::time::Instant::now() < deadline {
-                let answer = gateway.post(PATH, &body).await?;
-                let line = self.stand.pod_scores(answer.header("x-request-id")).await?;
-                matched = line.scores().and_then(|scores| scores.get(&holder).copied());
-                if matched.unwrap_or(0) as f64 * 16.0 / tokens as f64 >= MIN_HELD_RATIO {
-                    break;
-                }
-            }
-            let ratio = matched.unwrap_or(0) as f64 * 16.0 / tokens as f64;
-            ensure!(
-                ratio >= MIN_HELD_RATIO,
-                "{shape}: {matched:?} blocks of {tokens} tokens are matched"
-            );
-            held.push(ratio);
-            let body = Bytes::from(body.to_string());
-            shots.push(Shot { path: PATH, body, backend: Some(holder) });
-        }
-        self.log_level("info").await?;
-        Ok((Arc::new(shots), median(&held)))
-    }
-
-    async fn log_level(&self, level: &str) -> Result<()> {
-        let path = format!("/logging?wasm={level}");
-        let answer = Client::new(self.stand.envoy_admin).send("POST", &path, &[], "").await?;
-        ensure!(answer.status.is_success(), "{path}: {answer:?}");
-        Ok(())
+        let chat = |number: usize| {
+            let (messages, held) = shape.conversation(number);
+            Chat { messages, held }
+        };
+        let chats: Vec<Chat> = (0..CHATS).map(chat).collect();
+        let (shots, held) = self.fleet.hold(&shape.to_string(), &chats, MIN_HELD_RATIO).await?;
+        Ok((Arc::new(shots), held))
     }
 
     /// Microseconds of worker CPU per request.
@@ -277,16 +213,11 @@ impl Bench {
             // Without the router any backend may answer.
             Arc::make_mut(&mut shots).iter_mut().for_each(|shot| shot.backend = None);
         }
-        let process = self.stand.envoy.as_ref().context("Envoy runs")?.id();
+        let process = self.fleet.stand.envoy.as_ref().context("Envoy runs")?.id();
         let before = worker_ns(process)?;
         load::run(self.listeners[which], &shots, flags.connections, flags.requests).await?;
         Ok((worker_ns(process)? - before) as f64 / 1000.0 / flags.requests as f64)
     }
-}
-
-async fn count_tokens(engine: SocketAddr, messages: &[Value]) -> Result<u64> {
-    let answer = Client::new(engine).post("/tokenize", &json!({"messages": messages})).await?;
-    answer.json()?["count"].as_u64().context("count of /tokenize")
 }
 
 /// Time on the processor of a process' worker threads so far, from the scheduler's statistics.
@@ -308,8 +239,6 @@ pub(crate) fn worker_ns(process: u32) -> Result<u64> {
 /// Adds the two listeners to a rendered `envoy.yaml`: copies of the inference listener with other
 /// filters.
 fn add_listeners(rendered: &Path, plain: SocketAddr, noop: SocketAddr) -> Result<()> {
-    let file = rendered.join("envoy.yaml");
-    let mut config: Value = read_yaml(&file)?;
     let intake: Value = read_yaml(&rendered.join("ecds/intake.yaml"))?;
     // As intake is loaded, callbacks withheld and all, but for what it is.
     let mut filter = intake["resources"][0]["typed_config"].clone();
@@ -319,36 +248,16 @@ fn add_listeners(rendered: &Path, plain: SocketAddr, noop: SocketAddr) -> Result
     filter["config"]["vm_config"]["code"]["local"]["filename"] =
         json!(root().join("target/wasm/noop.wasm"));
     let noop_filter = json!({"name": "noop", "typed_config": filter});
-
-    let listeners = config["static_resources"]["listeners"].as_array_mut().context("listeners")?;
-    let inference = listeners.iter().find(|listener| listener["name"] == "inference");
-    let inference = inference.context("the inference listener")?.clone();
+    let mut config = Rendered::open(rendered)?;
     for (name, address, first) in [("plain", plain, None), ("noop", noop, Some(noop_filter))] {
-        let mut listener = inference.clone();
-        listener["name"] = json!(name);
-        listener["address"]["socket_address"]["port_value"] = json!(address.port());
-        let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
-        manager["stat_prefix"] = json!(name);
-        let router = manager["http_filters"].as_array().and_then(|filters| filters.last());
-        let filters: Vec<Value> = first.into_iter().chain(router.cloned()).collect();
-        manager["http_filters"] = json!(filters);
-        let routes = manager["route_config"]["virtual_hosts"][0]["routes"].as_array_mut();
-        for route in routes.context("routes")? {
-            route.as_object_mut().context("a route")?.remove("typed_per_filter_config");
-        }
-        listeners.push(listener);
+        let listener = config.inference(name, address)?.only(first)?;
+        config.add_listener(listener)?;
     }
-    // JSON is YAML.
-    Ok(std::fs::write(&file, config.to_string())?)
-}
-
-pub(crate) fn read_yaml(file: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(file)?;
-    serde_saphyr::from_str(&text).with_context(|| format!("read {}", file.display()))
+    config.save()
 }
 
 /// Eight messages of about `size` bytes as JSON, the last two short; none like another number's.
-fn conversation(number: usize, size: usize) -> Vec<Value> {
+pub(crate) fn conversation(number: usize, size: usize) -> Vec<Value> {
     // Around each text there are about 45 bytes of JSON.
     let text = size.saturating_sub(8 * 45 + 60);
     let parts = [4, 2, 2, 3, 2, 2, 1, 1];

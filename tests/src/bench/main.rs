@@ -1,20 +1,30 @@
 //! `scripts/bench`: what routing costs, measured on this machine with real Envoy.
 
+mod added_latency;
+mod arms;
 mod burst;
 mod chain;
 mod cpu;
+mod fleet;
 mod freshness;
+mod listeners;
 mod load;
 mod machine;
 mod memory;
 mod meter;
+mod open_loop;
 mod parity;
+mod peers;
 mod plot;
 mod publisher;
 mod report;
+mod sse;
+mod stream;
 mod swap;
 mod table;
 mod traffic;
+mod usage;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +50,8 @@ struct Flags {
 
 #[derive(clap::Subcommand)]
 enum Bench {
+    /// Latency and CPU that a router adds, and where it collapses, beside other routers
+    AddedLatency(added_latency::Flags),
     /// Worker CPU of each scorer module, per request and per streamed chunk
     Chain(chain::Flags),
     /// Where bursts go before any event, and what is left in flight after all requests
@@ -54,14 +66,19 @@ enum Bench {
     Meter(meter::Flags),
     /// Whether every packaging of every scorer says the same, bit for bit
     Parity(parity::Flags),
+    /// CPU per streamed chunk: without our filters, with them, with the meter, beside llm-d's picker
+    Stream(stream::Flags),
     /// Scorers exchanged under traffic: requests failed, streams cut, memory left behind
     Swap(swap::Flags),
+    /// Routing quality and balance with several workers and gateways, against one worker
+    Workers(workers::Flags),
 }
 
 impl Bench {
     /// As on the command line.
     fn name(&self) -> &'static str {
         match self {
+            Self::AddedLatency(_) => "added-latency",
             Self::Chain(_) => "chain",
             Self::Burst(_) => "burst",
             Self::Cpu(_) => "cpu",
@@ -69,7 +86,9 @@ impl Bench {
             Self::Memory(_) => "memory",
             Self::Meter(_) => "meter",
             Self::Parity(_) => "parity",
+            Self::Stream(_) => "stream",
             Self::Swap(_) => "swap",
+            Self::Workers(_) => "workers",
         }
     }
 }
@@ -88,6 +107,7 @@ async fn main() -> ExitCode {
     let machine = machine::describe();
     let measure = async {
         match &flags.bench {
+            Bench::AddedLatency(added) => added_latency::run(added).await,
             Bench::Chain(chain) => chain::run(chain).await.map(Report::from),
             Bench::Burst(burst) => burst::run(burst).await.map(Report::from),
             Bench::Cpu(cpu) => cpu::run(cpu).await,
@@ -95,7 +115,9 @@ async fn main() -> ExitCode {
             Bench::Memory(memory) => memory::run(memory).await.map(Report::from),
             Bench::Meter(meter) => meter::run(meter).await.map(Report::from),
             Bench::Parity(parity) => parity::run(parity).await.map(Report::from),
+            Bench::Stream(stream) => stream::run(stream).await,
             Bench::Swap(swap) => swap::run(swap).await.map(Report::from),
+            Bench::Workers(workers) => workers::run(workers).await,
         }
     };
     let outcome = tokio::select! {

@@ -26,7 +26,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::cpu::{read_yaml, worker_ns};
+use crate::cpu::worker_ns;
+use crate::listeners::read_yaml;
 use crate::table::{aligned, median, rounded};
 
 const PATH: &str = "/v1/chat/completions";
