@@ -5,7 +5,7 @@ use routing::{Candidate, InFlight, PrefixMatch, RequestFeatures};
 use crate::WireError;
 use crate::extras::{self, Names};
 use crate::matrix::{read_keys, write_keys};
-use crate::values::{read_load, write_load};
+use crate::values::{load_of_words, load_words, source_code, source_of_code};
 use crate::wire::{Reader, Writer};
 
 /// Name of the property; `set_property` with this one path element stores it.
@@ -32,6 +32,22 @@ pub struct Features {
     pub is_probe: bool,
 }
 
+/// Slot, length of the address, flags, source and thirteen numbers.
+const MIN_CANDIDATE_BYTES: usize = 2 + 2 + 2 + 13 * 4;
+
+/// How much a candidate promises, most first: what is compared where not all can be published.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Promise(bool, std::cmp::Reverse<u32>, u32, u32);
+
+impl Promise {
+    fn of(candidate: &Candidate) -> Self {
+        let waiting = candidate.load.waiting.unwrap_or(0);
+        let held = candidate.matched.any_strides.max(candidate.matched.speculative_strides);
+        let in_flight = candidate.in_flight.requests;
+        Self(!candidate.load.is_ready, std::cmp::Reverse(held), waiting, in_flight)
+    }
+}
+
 /// Bits of the flags' byte.
 const CUT: u8 = 1;
 const RESTRICTED: u8 = 2;
@@ -43,25 +59,62 @@ impl Features {
     /// The property's value. Too many candidates: those with the deepest match stay, then the least
     /// loaded ready ones.
     pub fn encode(&self) -> Vec<u8> {
-        let whole = self.encode_all(&self.candidates.iter().collect::<Vec<_>>(), self.is_cut);
-        if whole.len() <= MAX_FEATURES_BYTES {
-            return whole;
+        self.encode_kept().0
+    }
+
+    /// The property's value, and these features as who reads it sees them.
+    pub fn publish(mut self) -> (Vec<u8>, Self) {
+        let (bytes, kept) = self.encode_kept();
+        if let Some(kept) = kept {
+            let mut all: Vec<Option<Candidate>> = self.candidates.into_iter().map(Some).collect();
+            let kept = kept.into_iter().filter_map(|i| all.get_mut(i)?.take());
+            (self.candidates, self.is_cut) = (kept.collect(), true);
         }
-        let mut best: Vec<&Candidate> = self.candidates.iter().collect();
-        best.sort_by_key(|c| {
-            let waiting = c.load.waiting.unwrap_or(0);
-            let held = c.matched.any_strides.max(c.matched.speculative_strides);
-            (!c.load.is_ready, std::cmp::Reverse(held), waiting, c.in_flight.requests)
-        });
-        let per_candidate = whole.len().div_ceil(self.candidates.len().max(1));
-        let mut keep = MAX_FEATURES_BYTES / per_candidate.max(1);
+        (bytes, self)
+    }
+
+    /// The value, and which candidates are in it if not all are.
+    fn encode_kept(&self) -> (Vec<u8>, Option<Vec<usize>>) {
+        let count = self.candidates.len();
+        // What a candidate takes at least: a cut that is sure to come is not preceded by the whole.
+        if count * MIN_CANDIDATE_BYTES <= MAX_FEATURES_BYTES {
+            let whole = self.encode_all(&self.candidates.iter().collect::<Vec<_>>(), self.is_cut);
+            if whole.len() <= MAX_FEATURES_BYTES {
+                return (whole, None);
+            }
+        }
+        let whole_bytes = self.encoded_bytes();
+        let mut best: Vec<(Promise, usize)> =
+            self.candidates.iter().enumerate().map(|(i, c)| (Promise::of(c), i)).collect();
+        let per_candidate = whole_bytes.div_ceil(count.max(1));
+        let mut keep = (MAX_FEATURES_BYTES / per_candidate.max(1)).min(count);
+        // In order are only those that may stay.
+        if keep > 0 && keep < count {
+            best.select_nth_unstable(keep - 1);
+        }
+        best.truncate(keep);
+        best.sort_unstable();
         loop {
-            let cut = self.encode_all(best.get(..keep).unwrap_or(&best), true);
+            best.truncate(keep);
+            let kept = best.iter().filter_map(|(_, i)| self.candidates.get(*i));
+            let cut = self.encode_all(&kept.collect::<Vec<_>>(), true);
             if cut.len() <= MAX_FEATURES_BYTES || keep == 0 {
-                return cut;
+                return (cut, Some(best.into_iter().map(|(_, i)| i).collect()));
             }
             keep -= keep.div_ceil(8);
         }
+    }
+
+    /// Length of the value with all candidates.
+    fn encoded_bytes(&self) -> usize {
+        let none = self.encode_all(&[], self.is_cut).len();
+        let has_more = self.candidates.iter().any(extras::has_candidate);
+        if has_more {
+            // Names are said once for all of them, which only writing them tells.
+            return self.encode_all(&self.candidates.iter().collect::<Vec<_>>(), self.is_cut).len();
+        }
+        let text = |c: &Candidate| c.address.len().min(usize::from(u16::MAX));
+        none + self.candidates.iter().map(|c| MIN_CANDIDATE_BYTES + text(c)).sum::<usize>()
     }
 
     fn encode_all(&self, candidates: &[&Candidate], is_cut: bool) -> Vec<u8> {
@@ -89,11 +142,25 @@ impl Features {
         writer.u16(candidates.len() as u16);
         for candidate in candidates {
             writer.u16(candidate.slot).text(&candidate.address);
-            write_load(&mut writer, &candidate.load, candidate.source, candidate.block_size_tokens);
+            let (flags, [waiting, running, usage]) = load_words(&candidate.load);
             let m = &candidate.matched;
-            writer.u32(m.gpu_strides).u32(m.gpu_tokens).u32(m.any_strides).u32(m.any_tokens);
-            writer.u32(m.gpu_blocks).u32(m.speculative_strides);
-            writer.u32(candidate.in_flight.requests).u64(candidate.in_flight.tokens);
+            let in_flight = &candidate.in_flight;
+            let words = [
+                waiting,
+                running,
+                usage,
+                candidate.block_size_tokens,
+                m.gpu_strides,
+                m.gpu_tokens,
+                m.any_strides,
+                m.any_tokens,
+                m.gpu_blocks,
+                m.speculative_strides,
+                in_flight.requests,
+                in_flight.tokens as u32,
+                (in_flight.tokens >> 32) as u32,
+            ];
+            writer.words([flags, source_code(candidate.source)], words);
             if let Some(names) = &names {
                 extras::write_candidate(&mut writer, names, candidate);
             }
@@ -130,25 +197,32 @@ impl Features {
         }
         let has_more = flags & MORE_OF_CANDIDATES != 0;
         let names = if has_more { Some(Names::read(&mut reader)?) } else { None };
-        let mut candidates = Vec::new();
-        for _ in 0..reader.u16()? {
+        let count = usize::from(reader.u16()?);
+        // A lying count cannot reserve more than the value.
+        let mut candidates =
+            Vec::with_capacity(count.min(reader.remaining() / MIN_CANDIDATE_BYTES));
+        for _ in 0..count {
             let slot = reader.u16()?;
-            let address = reader.text("address")?.to_owned();
-            let (load, source, block_size_tokens) = read_load(&mut reader)?;
+            let address = reader.text("address")?.into();
+            let ([flags, source], words) = reader.words::<13>()?;
+            let [waiting, running, usage, block_size_tokens, words @ ..] = words;
+            let [gpu_strides, gpu_tokens, any_strides, any_tokens, words @ ..] = words;
+            let [gpu_blocks, speculative_strides, requests, low, high] = words;
             let matched = PrefixMatch {
-                gpu_strides: reader.u32()?,
-                gpu_tokens: reader.u32()?,
-                any_strides: reader.u32()?,
-                any_tokens: reader.u32()?,
-                gpu_blocks: reader.u32()?,
-                speculative_strides: reader.u32()?,
+                gpu_strides,
+                gpu_tokens,
+                any_strides,
+                any_tokens,
+                gpu_blocks,
+                speculative_strides,
             };
-            let in_flight = InFlight { requests: reader.u32()?, tokens: reader.u64()? };
+            let tokens = u64::from(high) << 32 | u64::from(low);
+            let in_flight = InFlight { requests, tokens };
             let mut candidate = Candidate {
                 slot,
                 address,
-                load,
-                source,
+                load: load_of_words(flags, [waiting, running, usage]),
+                source: source_of_code(source)?,
                 block_size_tokens,
                 matched,
                 in_flight,
@@ -176,7 +250,7 @@ mod tests {
     fn features(count: u16) -> Features {
         let candidate = |slot: u16| Candidate {
             slot,
-            address: format!("10.0.{}.{}:8000", slot / 256, slot % 256),
+            address: format!("10.0.{}.{}:8000", slot / 256, slot % 256).into(),
             load: Load { is_ready: true, waiting: Some(u32::from(slot) % 7), ..Load::default() },
             matched: PrefixMatch {
                 any_strides: u32::from(slot == 900) * 9,
@@ -264,6 +338,19 @@ mod tests {
         let mut important = features(20);
         important.request.priority = Some(1);
         assert_eq!(important.encode().len(), plain + 1 + 4);
+    }
+
+    /// As who publishes and who reads a value must agree on what is in it.
+    #[test]
+    fn what_is_published_is_what_is_read() {
+        for count in [0, 5, 200, 300, 1000] {
+            for features in [features(count), with_extras(count)] {
+                let expected = features.encode();
+                let (bytes, published) = features.publish();
+                assert_eq!(bytes, expected, "{count}");
+                assert_eq!(Features::decode(&bytes), Ok(published), "{count}");
+            }
+        }
     }
 
     #[test]

@@ -113,34 +113,29 @@ const HAS_WAITING: u8 = 2;
 const HAS_RUNNING: u8 = 4;
 const HAS_USAGE: u8 = 8;
 
-pub(crate) fn write_load(writer: &mut Writer, load: &Load, source: SourceState, block: u32) {
+/// Flags of a load, and its readings.
+pub(crate) fn load_words(load: &Load) -> (u8, [u32; 3]) {
     let flag = |set: bool, bit: u8| if set { bit } else { 0 };
-    writer.u8(flag(load.is_ready, READY)
+    let flags = flag(load.is_ready, READY)
         | flag(load.waiting.is_some(), HAS_WAITING)
         | flag(load.running.is_some(), HAS_RUNNING)
-        | flag(load.kv_usage_ratio.is_some(), HAS_USAGE));
-    writer.u8(source_code(source));
-    writer.u32(load.waiting.unwrap_or(0)).u32(load.running.unwrap_or(0));
-    writer.u32(load.kv_usage_ratio.unwrap_or(0.0).to_bits()).u32(block);
+        | flag(load.kv_usage_ratio.is_some(), HAS_USAGE);
+    let usage = load.kv_usage_ratio.unwrap_or(0.0).to_bits();
+    (flags, [load.waiting.unwrap_or(0), load.running.unwrap_or(0), usage])
 }
 
-pub(crate) fn read_load(reader: &mut Reader<'_>) -> Result<(Load, SourceState, u32), WireError> {
-    let flags = reader.u8()?;
-    let source = source_of_code(reader.u8()?)?;
-    let (waiting, running) = (reader.u32()?, reader.u32()?);
-    let usage = f32::from_bits(reader.u32()?);
-    let block_size_tokens = reader.u32()?;
+pub(crate) fn load_of_words(flags: u8, [waiting, running, usage]: [u32; 3]) -> Load {
+    let usage = f32::from_bits(usage);
     let has = |bit: u8| flags & bit != 0;
-    let load = Load {
+    Load {
         is_ready: has(READY),
         waiting: has(HAS_WAITING).then_some(waiting),
         running: has(HAS_RUNNING).then_some(running),
         kv_usage_ratio: (has(HAS_USAGE) && usage.is_finite()).then_some(usage),
-    };
-    Ok((load, source, block_size_tokens))
+    }
 }
 
-fn source_code(source: SourceState) -> u8 {
+pub(crate) fn source_code(source: SourceState) -> u8 {
     match source {
         SourceState::None => 0,
         SourceState::Live => 1,
@@ -151,7 +146,7 @@ fn source_code(source: SourceState) -> u8 {
     }
 }
 
-fn source_of_code(code: u8) -> Result<SourceState, WireError> {
+pub(crate) fn source_of_code(code: u8) -> Result<SourceState, WireError> {
     Ok(match code {
         0 => SourceState::None,
         1 => SourceState::Live,
@@ -170,8 +165,10 @@ impl LoadTable {
         writer.u16(self.records.len() as u16);
         for record in &self.records {
             writer.u16(record.slot);
-            write_load(&mut writer, &record.load, record.source, record.block_size_tokens);
-            writer.u32(record.cache_tokens).u32(record.started_s);
+            let (flags, [waiting, running, usage]) = load_words(&record.load);
+            let LoadRecord { block_size_tokens, cache_tokens, started_s, .. } = *record;
+            let words = [waiting, running, usage, block_size_tokens, cache_tokens, started_s];
+            writer.words([flags, source_code(record.source)], words);
             write_adapters(&mut writer, record.adapters.as_ref());
         }
         writer.0
@@ -183,13 +180,13 @@ impl LoadTable {
         let mut records = Vec::new();
         for _ in 0..reader.u16()? {
             let slot = reader.u16()?;
-            let (load, source, block_size_tokens) = read_load(&mut reader)?;
-            let (cache_tokens, started_s) = (reader.u32()?, reader.u32()?);
+            let ([flags, source], words) = reader.words()?;
+            let [waiting, running, usage, block_size_tokens, cache_tokens, started_s] = words;
             let adapters = read_adapters(&mut reader)?;
             records.push(LoadRecord {
                 slot,
-                load,
-                source,
+                load: load_of_words(flags, [waiting, running, usage]),
+                source: source_of_code(source)?,
                 block_size_tokens,
                 cache_tokens,
                 started_s,
@@ -256,6 +253,9 @@ pub struct Picks {
     pub slots: Vec<(u16, u64, u64)>,
 }
 
+/// Slot and two numbers.
+const PICK_BYTES: usize = 2 + 8 + 8;
+
 impl Picks {
     /// Records a pick of `slot`.
     pub fn record(&mut self, slot: u16, was_cold: bool) {
@@ -274,6 +274,22 @@ impl Picks {
         }
     }
 
+    /// Last picks and last cold picks of `slots`, which are best ascending.
+    pub fn of_all(&self, slots: impl Iterator<Item = u16>) -> (Vec<u64>, Vec<u64>) {
+        let mut at = 0;
+        slots
+            .map(|slot| {
+                let mut entry = self.slots.get(at).filter(|entry| entry.0 == slot);
+                if entry.is_none() {
+                    at = self.slots.partition_point(|entry| entry.0 < slot);
+                    entry = self.slots.get(at).filter(|entry| entry.0 == slot);
+                }
+                at += usize::from(entry.is_some());
+                entry.map_or((0, 0), |entry| (entry.1, entry.2))
+            })
+            .unzip()
+    }
+
     /// `(last pick, last cold pick)` of `slot`.
     pub fn of(&self, slot: u16) -> (u64, u64) {
         self.slots
@@ -287,8 +303,11 @@ impl Picks {
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = start(b'P', self.epoch);
         writer.u64(self.count).u16(self.slots.len() as u16);
+        writer.0.reserve(PICK_BYTES * self.slots.len());
         for (slot, any, cold) in &self.slots {
-            writer.u16(*slot).u64(*any).u64(*cold);
+            let word = |number: u64, part: u32| (number >> (32 * part)) as u32;
+            let words = [word(*any, 0), word(*any, 1), word(*cold, 0), word(*cold, 1)];
+            writer.words(slot.to_le_bytes(), words);
         }
         writer.0
     }
@@ -297,9 +316,13 @@ impl Picks {
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let (epoch, mut reader) = open(b'P', bytes)?;
         let count = reader.u64()?;
-        let mut slots = Vec::new();
-        for _ in 0..reader.u16()? {
-            slots.push((reader.u16()?, reader.u64()?, reader.u64()?));
+        let entries = usize::from(reader.u16()?);
+        let mut slots = Vec::with_capacity(entries.min(reader.remaining() / PICK_BYTES));
+        for _ in 0..entries {
+            let (slot, [any_low, any_high, cold_low, cold_high]) = reader.words()?;
+            let number = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+            let (any, cold) = (number(any_low, any_high), number(cold_low, cold_high));
+            slots.push((u16::from_le_bytes(slot), any, cold));
         }
         reader.finish()?;
         Ok(Self { epoch, count, slots })
@@ -318,6 +341,8 @@ mod tests {
             picks.record(slot, cold);
         }
         assert_eq!((picks.of(5), picks.of(2), picks.of(9)), ((3, 1), (2, 0), (0, 0)));
+        assert_eq!(picks.of_all([2, 5, 9].into_iter()), (vec![2, 3, 0], vec![0, 1, 0]));
+        assert_eq!(picks.of_all([9, 5, 2, 5].into_iter()), (vec![0, 3, 2, 3], vec![0, 1, 0, 1]));
         assert_eq!(Picks::decode(&picks.encode()), Ok(picks));
     }
 

@@ -93,6 +93,15 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(usize::from(len))?).map_err(|_| WireError::Utf8(field))
     }
 
+    /// Two bytes and `N` numbers, with one look at what is left.
+    pub(crate) fn words<const N: usize>(&mut self) -> Result<([u8; 2], [u32; N]), WireError> {
+        let (head, rest) =
+            self.take(2 + 4 * N)?.split_first_chunk().ok_or(WireError::Range("words"))?;
+        let (words, _) = rest.as_chunks::<4>();
+        let words: &[[u8; 4]; N] = words.try_into().map_err(|_| WireError::Range("words"))?;
+        Ok((*head, words.map(u32::from_le_bytes)))
+    }
+
     pub(crate) fn position(&self) -> usize {
         self.at
     }
@@ -155,6 +164,11 @@ impl Writer {
         let cut = text.floor_char_boundary(usize::from(u16::MAX).min(text.len()));
         let text = text.get(..cut).unwrap_or_default();
         self.u16(text.len() as u16).raw(text.as_bytes())
+    }
+    /// Two bytes and `N` numbers at once.
+    pub(crate) fn words<const N: usize>(&mut self, head: [u8; 2], words: [u32; N]) -> &mut Self {
+        self.0.reserve(2 + 4 * N);
+        self.raw(&head).raw(words.map(u32::to_le_bytes).as_flattened())
     }
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);

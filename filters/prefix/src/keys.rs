@@ -63,8 +63,13 @@ impl Namespace<'_> {
 
 fn next(seed: &Seed, previous: StrideKey, stride: &[u8; STRIDE_BYTES]) -> StrideKey {
     let mut mixed = [0u8; STRIDE_BYTES];
-    for ((out, byte), secret) in mixed.iter_mut().zip(stride).zip(&seed.0) {
-        *out = byte ^ secret;
+    // By words: without vectors a compiler leaves a loop over bytes what it is, which then takes
+    // three times as long as the hash.
+    let (words, _) = stride.as_chunks::<8>();
+    let (secrets, _) = seed.0.as_chunks::<8>();
+    let (out, _) = mixed.as_chunks_mut::<8>();
+    for ((out, word), secret) in out.iter_mut().zip(words).zip(secrets) {
+        *out = (u64::from_ne_bytes(*word) ^ u64::from_ne_bytes(*secret)).to_ne_bytes();
     }
     StrideKey(xxh64(&mixed, previous.0))
 }

@@ -141,14 +141,37 @@ impl Normalizer {
         use unicode_normalization::{IsNormalized, is_nfc_quick};
         match self {
             Normalizer::None => true,
-            Normalizer::Nfc => text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes,
+            Normalizer::Nfc => is_ascii(text) || is_nfc_quick(text.chars()) == IsNormalized::Yes,
         }
     }
+}
+
+/// As `str::is_ascii`, which goes by four bytes in wasm.
+fn is_ascii(text: &str) -> bool {
+    let (blocks, rest) = text.as_bytes().as_chunks::<64>();
+    let is_ascii = |block: &[u8; 64]| {
+        let (words, _) = block.as_chunks::<8>();
+        words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) & 0x8080_8080_8080_8080
+            == 0
+    };
+    blocks.iter().all(is_ascii) && rest.is_ascii()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_character_anywhere_is_not_ascii() {
+        for length in [0, 1, 63, 64, 65, 200] {
+            let text = "a\u{7f}".repeat(length).chars().take(length).collect::<String>();
+            assert!(is_ascii(&text), "{length}");
+            for at in 0..=length {
+                let (head, tail) = text.split_at(at);
+                assert!(!is_ascii(&format!("{head}\u{80}{tail}")), "{at} of {length}");
+            }
+        }
+    }
 
     #[test]
     fn neighbouring_versions_understand_each_other() {

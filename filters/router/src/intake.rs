@@ -1,6 +1,8 @@
 //! `intake`: from a request's body to its features and candidates.
 
-use feed::{Cell, EndpointHash, FEATURES_PROPERTY, Features, LoadRecord, find_cell};
+use std::sync::Arc;
+
+use feed::{Cell, FEATURES_PROPERTY, Features, LoadRecord, find_cell};
 use hostcalls::Host;
 use prefix::{Depths, KeyChain, Namespace, STRIDE_BYTES, StrideKey, match_prefix};
 use prompt::{Api, Request};
@@ -247,8 +249,10 @@ impl Intake {
             is_restricted: subset.is_some(),
             is_probe,
         };
-        let published = host.set_property(FEATURES_PROPERTY, &features.encode());
-        Ok(published.map_err(|_| "property_refused")?)
+        let (bytes, features) = features.publish();
+        host.set_property(FEATURES_PROPERTY, &bytes).map_err(|_| "property_refused")?;
+        vm.handover.put(bytes, features);
+        Ok(())
     }
 }
 
@@ -399,19 +403,19 @@ fn candidates(
             && request.prompt_bytes as usize == request.strides as usize * STRIDE_BYTES
     };
     let unknown = LoadRecord::default();
-    let candidate = |slot: u16, address: &str| {
-        let record = loads
-            .binary_search_by_key(&slot, |record| record.slot)
-            .ok()
-            .and_then(|at| loads.get(at))
-            .unwrap_or(&unknown);
+    // Table, loads and depths ascend by slot: what is looked for is mostly the next.
+    let (mut next_load, mut next_depths) = (0, 0);
+    let mut candidates = Vec::with_capacity(model.endpoints.len());
+    for (endpoint, (hash, address)) in model.table.endpoints.iter().zip(&model.endpoints) {
+        if !subset.is_none_or(|subset| subset.allows(address)) {
+            continue;
+        }
+        let slot = endpoint.slot;
+        let record = find(loads, &mut next_load, slot, |record| record.slot).unwrap_or(&unknown);
         let remembered = sent.filter(|_| record.source == SourceState::None);
         let Depths { gpu: full, any, resume_tokens } = match remembered {
             Some(sent) => sent.depths(slot),
-            None => depths
-                .binary_search_by_key(&slot, |(slot, _)| *slot)
-                .ok()
-                .and_then(|at| depths.get(at))
+            None => find(depths, &mut next_depths, slot, |(slot, _)| *slot)
                 .map_or(Depths::default(), |(_, depths)| *depths),
         };
         // An engine with windowed KV groups reuses the prefix up to where it can resume.
@@ -422,12 +426,12 @@ fn candidates(
             }
             _ => full,
         };
-        let sent = find_cell(in_flight, EndpointHash::of(address));
+        let sent = find_cell(in_flight, *hash);
         // Engines recompute the last token of a prompt they hold whole (vLLM caps a hit at n - 1).
         let usable = gpu.1.saturating_sub(u32::from(gpu.0 > 0 && is_whole(gpu.0)));
-        Candidate {
+        candidates.push(Candidate {
             slot,
-            address: address.to_owned(),
+            address: Arc::clone(address),
             load: record.load,
             source: remembered.map_or(record.source, |_| SourceState::Approximate),
             block_size_tokens: record.block_size_tokens,
@@ -441,15 +445,24 @@ fn candidates(
             },
             in_flight: InFlight { requests: sent.requests, tokens: sent.tokens },
             ..Candidate::default()
-        }
+        });
+    }
+    candidates
+}
+
+/// The item of `slot` in a list that ascends by slot, looked for at `next` first.
+fn find<'a, T>(
+    list: &'a [T],
+    next: &mut usize,
+    slot: u16,
+    slot_of: impl Fn(&T) -> u16,
+) -> Option<&'a T> {
+    let at = match list.get(*next) {
+        Some(item) if slot_of(item) == slot => *next,
+        _ => list.binary_search_by_key(&slot, slot_of).ok()?,
     };
-    model
-        .table
-        .endpoints
-        .iter()
-        .filter(|endpoint| subset.is_none_or(|subset| subset.allows(&endpoint.address)))
-        .map(|endpoint| candidate(endpoint.slot, &endpoint.address))
-        .collect()
+    *next = at + 1;
+    list.get(at)
 }
 
 fn clamp_u32(value: usize) -> u32 {

@@ -14,6 +14,7 @@
 mod approximate;
 mod base64;
 mod config;
+mod handover;
 mod intake;
 mod modules;
 mod needs;
@@ -34,6 +35,7 @@ mod vm;
 mod wasm;
 
 pub use config::{ApproximatePrefix, ConfigError, IntakeConfig, PickerConfig};
+pub use handover::Handover;
 pub use intake::{BodyStep, HeadersStep, Intake, Outcome};
 pub use needs::{Needs, Objective};
 pub use picker::{Answered, Picker};

@@ -169,7 +169,7 @@ impl Said<'_> {
 /// One score per endpoint, null where there is none.
 pub(crate) fn scores_by_address(features: &Features, scores: &[Option<f32>]) -> Value {
     let named = features.candidates.iter().zip(scores).map(|(candidate, score)| {
-        (candidate.address.clone(), score.map_or(Value::Null, |score| json!(score)))
+        (candidate.address.to_string(), score.map_or(Value::Null, |score| json!(score)))
     });
     Value::Object(named.collect::<Map<String, Value>>())
 }

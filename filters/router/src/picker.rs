@@ -78,7 +78,7 @@ impl Picker {
         seed: u64,
         now_ns: u64,
     ) -> Result<Option<Reservation>, Answered> {
-        let Ok(mut features) = Features::decode(bytes) else {
+        let Ok(mut features) = vm.handover.take(bytes) else {
             vm.report.fell_back(host, "features_malformed");
             return Ok(None);
         };
@@ -99,11 +99,8 @@ impl Picker {
         // the prompt.
         let tie = features.request.trail.first().map_or(seed, |key| u64::from(*key));
         let chance = Chance { tie, draw: seed };
-        let of = |candidate: &Candidate| picks.of(candidate.slot);
-        let history = PickHistory {
-            any: features.candidates.iter().map(|candidate| of(candidate).0).collect(),
-            cold: features.candidates.iter().map(|candidate| of(candidate).1).collect(),
-        };
+        let (any, cold) = picks.of_all(features.candidates.iter().map(|candidate| candidate.slot));
+        let history = PickHistory { any, cold };
         let said = modules::ask(&self.config.modules, host, &mut vm.report, &features);
         if !features.is_probe {
             said.count(host, &mut vm.report);
@@ -125,7 +122,7 @@ impl Picker {
                 if features.is_probe {
                     let targets = outcome.primary.decision.targets.iter();
                     let targets = targets.filter_map(|i| features.candidates.get(*i));
-                    let list: Vec<&str> = targets.map(|target| target.address.as_str()).collect();
+                    let list: Vec<&str> = targets.map(|target| &*target.address).collect();
                     let mut told = self.explanation(&features, &made, &list);
                     if let Some(members) = told.as_object_mut() {
                         members.insert("revisions".to_owned(), said.revisions());
@@ -244,7 +241,7 @@ impl Picker {
             vm.report.fell_back(host, "no_target");
             return None;
         };
-        let mut list: Vec<&str> = targets.iter().map(|target| target.address.as_str()).collect();
+        let mut list: Vec<&str> = targets.iter().map(|target| &*target.address).collect();
         if features.is_restricted {
             // After the list the load balancer would choose among all.
             let profile = self.config.profiles.profiles.get(made.outcome.primary.profile);
@@ -346,7 +343,7 @@ impl Picker {
         line.insert("scorers".to_owned(), Value::Object(scorers.collect()));
         let removed = candidates.iter().zip(&explained.removed).filter_map(|(candidate, by)| {
             let filter = profile.filters.get((*by)?)?;
-            Some((candidate.address.clone(), json!(filter.name)))
+            Some((candidate.address.to_string(), json!(filter.name)))
         });
         let removed: Map<String, Value> = removed.collect();
         if !removed.is_empty() {
@@ -358,7 +355,7 @@ impl Picker {
         let others = outcome.others.iter().filter_map(|other| {
             let targets = other.decision.targets.iter();
             let addresses: Vec<&str> = targets
-                .filter_map(|i| candidates.get(*i).map(|candidate| candidate.address.as_str()))
+                .filter_map(|i| candidates.get(*i).map(|candidate| &*candidate.address))
                 .collect();
             Some((profiles.get(other.profile)?.name.clone(), json!(addresses)))
         });
@@ -369,7 +366,7 @@ impl Picker {
         if let Some(prefiller) = self.prefiller(features, outcome) {
             let told = json!({
                 "profile": PREFILL_PROFILE,
-                "endpoint": prefiller.address,
+                "endpoint": &*prefiller.address,
                 "tokens": uncached_tokens(request, prefiller),
             });
             line.insert("prefill".to_owned(), told);
@@ -421,7 +418,7 @@ fn prediction(features: &Features, targets: &[&Candidate]) -> Prediction {
     let could_serve = features.candidates.iter().filter(|c| c.load.is_ready && has_state(c));
     let predicted = |target: &&Candidate| Predicted {
         slot: target.slot,
-        address: target.address.clone(),
+        address: target.address.to_string(),
         has_state: has_state(target),
         tokens: target.matched.gpu_tokens,
         block_size_tokens: target.block_size_tokens,

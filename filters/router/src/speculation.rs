@@ -66,6 +66,10 @@ impl Speculation {
             }
         }
         without_races(&mut found);
+        if found.is_empty() {
+            candidates.iter_mut().for_each(|candidate| candidate.matched.speculative_strides = 0);
+            return;
+        }
         for candidate in candidates {
             let endpoint = EndpointHash::of(&candidate.address);
             let of_it = found.iter().filter(|trail| trail.endpoint == endpoint);

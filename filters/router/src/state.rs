@@ -1,12 +1,14 @@
 //! The pushed state as this VM reads it: parsed once per change, looked up per request.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use feed::{
-    Directory, FoundStride, Head, Key, LoadRecord, LoadTable, ModelValue, Table, find_stride,
-    value_epoch,
+    Directory, EndpointHash, FoundStride, Head, Key, LoadRecord, LoadTable, ModelValue, Table,
+    find_stride, value_epoch,
 };
 use hostcalls::Host;
 use prefix::{Holder, Listed, Stride, StrideKey, bucket_of, fingerprint_of};
@@ -49,7 +51,12 @@ pub struct View {
     /// When the daemon last wrote.
     fed_ns: u64,
     models: BTreeMap<u16, Rc<Model>>,
+    /// Loads by scope, with the number that the host gave to the value they were read from.
+    loads: RefCell<BTreeMap<u16, Numbered>>,
 }
+
+/// Loads, and the number of their value.
+type Numbered = (u32, Rc<[LoadRecord]>);
 
 /// What a request's model names.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,6 +81,8 @@ pub struct Model {
     pub renderer: Result<Renderer, &'static str>,
     /// Endpoints by slot.
     pub table: Table,
+    /// What a decision takes of each endpoint of the table, in its order: the hash and the address.
+    pub endpoints: Vec<(EndpointHash, Arc<str>)>,
     /// While another writer's snapshot arrives: its epoch, and its slots in terms of ours.
     incoming: Option<(u64, BTreeMap<u16, u16>)>,
 }
@@ -101,6 +110,7 @@ impl View {
         if self.tag != Some(tag) {
             self.tag = None;
             self.models.clear();
+            self.loads.borrow_mut().clear();
             self.directory = Rc::new(singleton(
                 host,
                 Key::Directory(Key::parity(active)),
@@ -179,16 +189,31 @@ impl View {
         let renderer = serde_json::from_slice::<ModelSpec>(&value.spec_json)
             .map_err(|_| "model_spec_unreadable")
             .and_then(|spec| Renderer::new(&spec).map_err(|err| err.reason()));
-        let model = Rc::new(Model { value, renderer, table, incoming });
+        let endpoints = table.endpoints.iter().map(|endpoint| {
+            (EndpointHash::of(&endpoint.address), Arc::from(endpoint.address.as_str()))
+        });
+        let endpoints = endpoints.collect();
+        let model = Rc::new(Model { value, renderer, table, endpoints, incoming });
         self.models.insert(scope, Rc::clone(&model));
         Ok(model)
     }
 
-    /// Loads of the scope's endpoints, ascending by slot.
-    pub fn loads(&self, host: &impl Host, scope: u16) -> Result<Vec<LoadRecord>, StateError> {
+    /// Loads of the scope's endpoints, ascending by slot. Read anew when they have changed.
+    pub fn loads(&self, host: &impl Host, scope: u16) -> Result<Rc<[LoadRecord]>, StateError> {
         let active = self.active();
         let key = Key::Load(Key::parity(active), scope);
-        Ok(singleton(host, key, active, LoadTable::decode)?.records)
+        let held = host.shared(key.encode().as_ref()).map_err(|_| StateError::Malformed)?;
+        let (value, number) = held.ok_or(StateError::Malformed)?;
+        // The host gives no number twice, and the cache is of one epoch.
+        let mut cache = self.loads.borrow_mut();
+        if let Some((known, loads)) = cache.get(&scope)
+            && *known == number
+        {
+            return Ok(Rc::clone(loads));
+        }
+        let loads: Rc<[LoadRecord]> = checked(&value, active, LoadTable::decode)?.records.into();
+        cache.insert(scope, (number, Rc::clone(&loads)));
+        Ok(loads)
     }
 }
 
@@ -200,10 +225,18 @@ fn singleton<T>(
 ) -> Result<T, StateError> {
     let held = host.shared(key.encode().as_ref()).map_err(|_| StateError::Malformed)?;
     let (value, _) = held.ok_or(StateError::Malformed)?;
-    if value_epoch(&value) != Some(epoch) {
+    checked(&value, epoch, decode)
+}
+
+fn checked<T>(
+    value: &[u8],
+    epoch: u64,
+    decode: fn(&[u8]) -> Result<T, feed::WireError>,
+) -> Result<T, StateError> {
+    if value_epoch(value) != Some(epoch) {
         return Err(StateError::Malformed);
     }
-    decode(&value).map_err(|_| StateError::Malformed)
+    decode(value).map_err(|_| StateError::Malformed)
 }
 
 fn translate(from: &Table, to: &Table) -> BTreeMap<u16, u16> {

@@ -2,6 +2,7 @@
 
 use hostcalls::Host;
 
+use crate::handover::Handover;
 use crate::reservations::Published;
 use crate::{Report, Reservations, Row, Speculation};
 
@@ -16,6 +17,8 @@ pub struct Vm {
     pub reservations: Reservations,
     /// Its trails.
     pub speculation: Speculation,
+    /// What its intake published last, for its picker.
+    pub handover: Handover,
     /// Pickers it has: while requests of an older configuration run, several.
     pickers: u32,
     /// Hash of the newest one's configuration, which is the VM's.

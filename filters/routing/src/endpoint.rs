@@ -1,5 +1,7 @@
 //! What a decision is made from.
 
+use std::sync::Arc;
+
 /// Number of an endpoint in the endpoint table of one writer epoch.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct EndpointSlot(pub u16);
@@ -146,8 +148,8 @@ pub const ENGINE_ATTRIBUTES: [&str; 3] =
 pub struct Candidate {
     /// Slot in the endpoint table.
     pub slot: u16,
-    /// `ip:port` exactly as the proxy spells it.
-    pub address: String,
+    /// `ip:port` exactly as the proxy spells it. Shared, so that a candidate is copied without it.
+    pub address: Arc<str>,
     /// Measured load.
     pub load: Load,
     /// State of its prefix source.

@@ -1,5 +1,7 @@
 //! A profile: filters, weighted scorers, one picker; and the decision it makes.
 
+use std::borrow::Cow;
+
 use crate::{
     Candidate, Chance, EndpointFilter, PickHistory, Picker, RequestFeatures, Scorer, median,
 };
@@ -105,15 +107,22 @@ impl NoDecision {
     }
 }
 
-/// The candidates that are left, with their indices among all.
-struct Left {
+/// The candidates that are left, with their indices among all. While all are, nothing is copied.
+struct Left<'a> {
     indices: Vec<usize>,
-    candidates: Vec<Candidate>,
-    history: PickHistory,
+    candidates: Cow<'a, [Candidate]>,
+    history: Cow<'a, PickHistory>,
 }
 
-impl Left {
-    fn ready(candidates: &[Candidate], history: &PickHistory) -> Self {
+impl<'a> Left<'a> {
+    fn ready(candidates: &'a [Candidate], history: &'a PickHistory) -> Self {
+        if candidates.iter().all(|candidate| candidate.load.is_ready) {
+            return Self {
+                indices: (0..candidates.len()).collect(),
+                candidates: Cow::Borrowed(candidates),
+                history: Cow::Borrowed(history),
+            };
+        }
         let ready = candidates.iter().enumerate().filter(|(_, candidate)| candidate.load.is_ready);
         let (indices, candidates): (Vec<usize>, Vec<Candidate>) =
             ready.map(|(i, candidate)| (i, candidate.clone())).unzip();
@@ -121,7 +130,7 @@ impl Left {
             indices.iter().map(|i| values.get(*i).copied().unwrap_or(0)).collect()
         };
         let history = PickHistory { any: of(&history.any), cold: of(&history.cold) };
-        Self { indices, candidates, history }
+        Self { indices, candidates: Cow::Owned(candidates), history: Cow::Owned(history) }
     }
 
     /// Keeps those that `keep` says to, and tells the indices of the others.
@@ -142,14 +151,21 @@ impl Left {
             });
         }
         retain(&mut self.indices, stays);
-        retain(&mut self.candidates, stays);
-        retain(&mut self.history.any, stays);
-        retain(&mut self.history.cold, stays);
+        let history = self.history.to_mut();
+        retain(&mut history.any, stays);
+        retain(&mut history.cold, stays);
+        match &mut self.candidates {
+            Cow::Owned(candidates) => retain(candidates, stays),
+            Cow::Borrowed(all) => {
+                let kept = all.iter().enumerate().filter(|(at, _)| stays(*at));
+                self.candidates = kept.map(|(_, candidate)| candidate.clone()).collect();
+            }
+        }
         removed
     }
 
     /// Scores of all candidates, for those that are left.
-    fn of<'a>(&self, scores: &'a [Option<f32>]) -> impl Iterator<Item = Option<f32>> + use<'a, '_> {
+    fn of<'s>(&self, scores: &'s [Option<f32>]) -> impl Iterator<Item = Option<f32>> + use<'s, '_> {
         self.indices.iter().map(|i| scores.get(*i).copied().flatten())
     }
 }
@@ -250,7 +266,7 @@ impl NamedFilter {
     fn keep(
         &self,
         request: &RequestFeatures,
-        left: &Left,
+        left: &Left<'_>,
         modules: &ModuleScores,
         chance: Chance,
     ) -> Vec<bool> {
@@ -272,10 +288,13 @@ impl NamedFilter {
 /// Adds one scorer's share to the sums.
 fn add(sums: &mut [f32], weight: f32, mut scores: Vec<Option<f32>>) {
     scores.resize(sums.len(), None);
+    let mut is_whole = true;
     for score in &mut scores {
         *score = score.filter(|score| score.is_finite()).map(|score| score.clamp(0.0, 1.0));
+        is_whole &= score.is_some();
     }
-    let Some(median) = median(&scores) else { return };
+    // Where every score is known, nobody asks for the median.
+    let Some(median) = (if is_whole { Some(0.0) } else { median(&scores) }) else { return };
     for (sum, score) in sums.iter_mut().zip(scores) {
         *sum += weight * score.unwrap_or(median);
     }

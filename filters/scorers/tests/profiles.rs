@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 fn candidate(slot: u16, role: &str, waiting: u32) -> Candidate {
     Candidate {
         slot,
-        address: format!("e{slot}"),
+        address: format!("e{slot}").into(),
         load: Load { is_ready: true, waiting: Some(waiting), running: Some(1), ..Load::default() },
         source: SourceState::Live,
         labels: vec![

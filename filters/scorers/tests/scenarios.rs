@@ -43,7 +43,7 @@ fn check(scenario: &Scenario) {
         assert!(outcomes.iter().all(is_so), "{at}");
         return;
     }
-    let name = |i: &usize| candidates[*i].address.clone();
+    let name = |i: &usize| candidates[*i].address.to_string();
     let first: std::collections::BTreeSet<String> =
         outcomes.iter().map(|o| name(&o.as_ref().unwrap().targets[0])).collect();
     let winners: Vec<String> = first.into_iter().collect();

@@ -118,7 +118,7 @@ impl From<Candidate> for routing::Candidate {
         let types::Rates { prefill_tokens_per_s, tpot_ms } = candidate.rates;
         Self {
             slot: candidate.slot,
-            address: candidate.address,
+            address: candidate.address.into(),
             load: Load { is_ready, waiting, running, kv_usage_ratio },
             source: source(candidate.source),
             block_size_tokens: candidate.block_size_tokens.unwrap_or(0),

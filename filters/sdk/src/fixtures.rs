@@ -33,7 +33,7 @@ pub fn endpoint(slot: u16) -> Endpoint {
         Load { is_ready: true, waiting: Some(0), running: Some(0), kv_usage_ratio: Some(0.0) };
     Endpoint(Candidate {
         slot,
-        address: format!("10.0.{}.{}:8000", slot / 256, slot % 256),
+        address: format!("10.0.{}.{}:8000", slot / 256, slot % 256).into(),
         load,
         source: SourceState::Live,
         block_size_tokens: 16,

@@ -42,7 +42,7 @@ fn candidate(candidate: &routing::Candidate, picked: types::LastPicks) -> Candid
     let block_size = candidate.block_size_tokens;
     Candidate {
         slot: candidate.slot,
-        address: candidate.address.clone(),
+        address: candidate.address.to_string(),
         load: types::Load { is_ready, waiting, running, kv_usage_ratio },
         source: source(candidate.source),
         block_size_tokens: (block_size > 0).then_some(block_size),

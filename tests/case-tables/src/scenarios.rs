@@ -111,7 +111,7 @@ fn endpoint<'a>(
     let strides = count("prefix");
     Candidate {
         slot,
-        address: address.to_owned(),
+        address: address.into(),
         load: Load {
             is_ready: field("ready") != Some("no"),
             waiting: number(field("waiting").unwrap_or("?")),

@@ -52,7 +52,7 @@ fn main() -> std::io::Result<()> {
     write("head", ack.head.encode())?;
 
     let candidate =
-        |slot| Candidate { slot, address: format!("10.0.0.{slot}:8000"), ..Candidate::default() };
+        |slot| Candidate { slot, address: format!("10.0.0.{slot}:8000").into(), ..Candidate::default() };
     let features = Features {
         scope: 3,
         epoch: 8,

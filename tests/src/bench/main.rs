@@ -5,7 +5,11 @@ mod arms;
 mod burst;
 mod chain;
 mod cpu;
+<<<<<<< HEAD
 mod fleet;
+=======
+mod decision;
+>>>>>>> j-b
 mod freshness;
 mod listeners;
 mod load;
@@ -58,6 +62,8 @@ enum Bench {
     Burst(burst::Flags),
     /// Worker CPU per request: no filter, a filter that only waits for the body, the router
     Cpu(cpu::Flags),
+    /// One decision in wasmtime and in Envoy's V8: over size, endpoints, scorers, depth, and beside a floor
+    Decision(decision::Flags),
     /// Time from an event's publication until a request is routed by it
     Freshness(freshness::Flags),
     /// Memory of ten million (stride, endpoint) pairs in daemon and gateway
@@ -82,6 +88,7 @@ impl Bench {
             Self::Chain(_) => "chain",
             Self::Burst(_) => "burst",
             Self::Cpu(_) => "cpu",
+            Self::Decision(_) => "decision",
             Self::Freshness(_) => "freshness",
             Self::Memory(_) => "memory",
             Self::Meter(_) => "meter",
@@ -111,6 +118,7 @@ async fn main() -> ExitCode {
             Bench::Chain(chain) => chain::run(chain).await.map(Report::from),
             Bench::Burst(burst) => burst::run(burst).await.map(Report::from),
             Bench::Cpu(cpu) => cpu::run(cpu).await,
+            Bench::Decision(decision) => decision::run(decision).await,
             Bench::Freshness(freshness) => freshness::run(freshness).await.map(Report::from),
             Bench::Memory(memory) => memory::run(memory).await.map(Report::from),
             Bench::Meter(meter) => meter::run(meter).await.map(Report::from),

@@ -4,7 +4,7 @@ use feed::{
     BucketEntry, BucketWriter, Directory, DirectoryEntry, EndpointEntry, Head, Key, LoadRecord,
     LoadTable, ModelValue, Table,
 };
-use prefix::{KeyChain, Namespace, Seed, bucket_of, fingerprint_of};
+use prefix::{KeyChain, Namespace, STRIDE_BYTES, Seed, bucket_of, fingerprint_of};
 use prompt::ModelSpec;
 use routing::{Load, SourceState};
 
@@ -13,7 +13,8 @@ pub const POOL: &str = "pool";
 
 const SEED: Seed = Seed([9; 64]);
 const EPOCH: u64 = 8;
-const BUCKETS: u32 = 64;
+const MIN_BUCKETS: u32 = 64;
+const STRIDES_PER_BUCKET: usize = 16;
 
 /// A pool of one model, `m`, with the adapter `sql`.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +42,21 @@ pub(super) fn head(stamp_ns: u64) -> Head {
 }
 
 impl State<'_> {
-    /// The records by key, without the head; endpoint n is `10.0.(n / 256).(n % 256):8000` with n + 1 waiting.
+    /// The records by key, without the head, of a model with a template of one line; endpoint n is
+    /// `10.0.(n / 256).(n % 256):8000`.
     pub fn records(&self) -> Vec<(Key, Vec<u8>)> {
-        let odd = Key::parity(EPOCH);
+        let spec = ModelSpec {
+            chat_template: Some(
+                "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}".into(),
+            ),
+            ..ModelSpec::default()
+        };
+        self.records_of(EPOCH, &spec)
+    }
+
+    /// The same as a writer of that epoch tells them, of a model of the caller's.
+    pub fn records_of(&self, epoch: u64, spec: &ModelSpec) -> Vec<(Key, Vec<u8>)> {
+        let odd = Key::parity(epoch);
         let entry = DirectoryEntry {
             scope: 0,
             pool: POOL.into(),
@@ -52,7 +65,7 @@ impl State<'_> {
             adapters: vec!["sql".into()],
             token_ids_scope: None,
         };
-        let directory = Directory { epoch: EPOCH, entries: vec![entry] };
+        let directory = Directory { epoch, entries: vec![entry] };
         let endpoint = |slot: u16| EndpointEntry {
             slot,
             address: format!("10.0.{}.{}:8000", slot / 256, slot % 256),
@@ -74,35 +87,37 @@ impl State<'_> {
             block_size_tokens: 16,
             ..LoadRecord::default()
         };
-        let spec = ModelSpec {
-            chat_template: Some(
-                "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}".into(),
-            ),
-            ..ModelSpec::default()
-        };
+        let bucket_count = self.bucket_count();
         let model = ModelValue {
-            epoch: EPOCH,
+            epoch,
             seed: SEED,
-            bucket_count: BUCKETS,
+            bucket_count,
             bytes_per_token: 4.0,
             // A struct of strings and lists is always JSON.
-            spec_json: serde_json::to_vec(&spec).unwrap_or_default(),
+            spec_json: serde_json::to_vec(spec).unwrap_or_default(),
         };
-        let table = Table { epoch: EPOCH, endpoints: (0..self.endpoints).map(endpoint).collect() };
-        let loads = LoadTable { epoch: EPOCH, records: (0..self.endpoints).map(load).collect() };
+        let table = Table { epoch, endpoints: (0..self.endpoints).map(endpoint).collect() };
+        let loads = LoadTable { epoch, records: (0..self.endpoints).map(load).collect() };
         let mut records = vec![
             (Key::Directory(odd), directory.encode()),
             (Key::Table(odd, 0), table.encode()),
             (Key::Load(odd, 0), loads.encode()),
             (Key::Model(odd, 0), model.encode()),
         ];
-        records.extend(self.buckets());
+        records.extend(self.buckets(epoch, bucket_count));
         records
     }
 
-    fn buckets(&self) -> Vec<(Key, Vec<u8>)> {
+    /// As the daemon sizes an index, with a floor for small states.
+    fn bucket_count(&self) -> u32 {
+        let strides = self.held.iter().map(|held| held.text.len() / STRIDE_BYTES);
+        let buckets = strides.sum::<usize>().div_ceil(STRIDES_PER_BUCKET).next_power_of_two();
+        u32::try_from(buckets).unwrap_or(u32::MAX).max(MIN_BUCKETS)
+    }
+
+    fn buckets(&self, epoch: u64, count: u32) -> Vec<(Key, Vec<u8>)> {
         let root = Namespace { model: "m", lora: None, salt: None }.root(&SEED);
-        let mut writers: Vec<_> = (0..BUCKETS).map(|_| BucketWriter::new(EPOCH)).collect();
+        let mut writers: Vec<_> = (0..count).map(|_| BucketWriter::new(epoch)).collect();
         for held in self.held {
             let keys = KeyChain::keys_of(root, &SEED, held.text.as_bytes());
             for (key, tokens) in keys.iter().take(held.strides).zip((16u32..).step_by(16)) {
@@ -113,12 +128,12 @@ impl State<'_> {
                     offloaded: &[],
                     resumes: &[],
                 };
-                if let Some(writer) = writers.get_mut(bucket_of(*key, BUCKETS) as usize) {
+                if let Some(writer) = writers.get_mut(bucket_of(*key, count) as usize) {
                     writer.push(entry);
                 }
             }
         }
-        let keys = (0..BUCKETS).map(|bucket| Key::Bucket(0, bucket));
+        let keys = (0..count).map(|bucket| Key::Bucket(0, bucket));
         keys.zip(writers.into_iter().map(BucketWriter::finish)).collect()
     }
 }

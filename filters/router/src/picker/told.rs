@@ -11,7 +11,7 @@ use crate::modules::Said;
 fn by_address(features: &Features, of: impl Fn(&Candidate) -> u32) -> Map<String, Value> {
     let numbers = features.candidates.iter().map(|candidate| (candidate, of(candidate)));
     let nonzero = numbers.filter(|(_, number)| *number > 0);
-    nonzero.map(|(candidate, number)| (candidate.address.clone(), json!(number))).collect()
+    nonzero.map(|(candidate, number)| (candidate.address.to_string(), json!(number))).collect()
 }
 
 /// A shadow, and the endpoint the request would have gone to had it counted.
@@ -32,7 +32,7 @@ pub(super) fn shadows<'a>(
 
 pub(super) fn first_address<'a>(features: &'a Features, outcome: &Outcome) -> Option<&'a str> {
     let first = outcome.primary.decision.targets.first()?;
-    features.candidates.get(*first).map(|target| target.address.as_str())
+    features.candidates.get(*first).map(|target| &*target.address)
 }
 
 /// The part that says nothing of profiles.
@@ -50,7 +50,7 @@ pub(super) fn explanation(
         .zip(&decision.totals)
         .filter_map(|(candidate, total)| {
             let rounded = (f64::from((*total)?) * 1e4).round() / 1e4;
-            Some((candidate.address.clone(), json!(rounded)))
+            Some((candidate.address.to_string(), json!(rounded)))
         })
         .collect();
     let mut line = json!({
@@ -78,7 +78,7 @@ pub(super) fn explanation(
         line.insert("shadows".to_owned(), Value::Object(shadows.collect()));
     }
     let lowered: Map<String, Value> =
-        lowered.map(|c| (c.address.clone(), json!(c.reliability.ratio()))).collect();
+        lowered.map(|c| (c.address.to_string(), json!(c.reliability.ratio()))).collect();
     if let (false, Some(line)) = (lowered.is_empty(), line.as_object_mut()) {
         line.insert("prefix_weight_lowered".to_owned(), Value::Object(lowered));
     }

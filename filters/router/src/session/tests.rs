@@ -25,7 +25,7 @@ fn marked(
     let mut bound = candidates.into_iter().filter(|candidate| candidate.has_session);
     let first = bound.next();
     assert_eq!(bound.next(), None);
-    first.map(|candidate| candidate.address)
+    first.map(|candidate| candidate.address.to_string())
 }
 
 fn says(host: &MemoryHost, header: &str, value: &[u8]) {

@@ -24,7 +24,7 @@ fn prompt(family: u64, shared: u64, strides: u64, own: u64) -> Vec<StrideKey> {
 fn candidates(held: &[u32]) -> Vec<Candidate> {
     let candidate = |(at, held): (usize, &u32)| {
         let mut candidate =
-            Candidate { address: format!("10.0.0.{at}:8000"), ..Candidate::default() };
+            Candidate { address: format!("10.0.0.{at}:8000").into(), ..Candidate::default() };
         candidate.matched.gpu_strides = *held;
         candidate
     };

@@ -44,6 +44,9 @@ use routing::median;
 /// Scores of the candidates whose reading is known; the others get the median of those, so that one
 /// silent engine is neither starved nor flooded. All unknown: everyone gets 0.5.
 fn with_median_for_unknown(known: Vec<Option<f32>>) -> Vec<Option<f32>> {
+    if known.iter().all(Option::is_some) {
+        return known;
+    }
     let median = median(&known).unwrap_or(0.5);
     known.into_iter().map(|score| score.or(Some(median))).collect()
 }

@@ -87,7 +87,7 @@ impl Numbers {
         let attributes = ["power", "power_watts", "cost"];
         Candidate {
             slot: self.next() as u16,
-            address: self.one_of(&["10.0.0.1:8000", "[fd00::1]:8000"]).to_owned(),
+            address: self.one_of(&["10.0.0.1:8000", "[fd00::1]:8000"]).into(),
             load: Load {
                 is_ready: self.below(5) > 0,
                 waiting: self.maybe(|rng| rng.count(30)),

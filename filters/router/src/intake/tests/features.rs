@@ -115,13 +115,13 @@ fn a_session_is_bound_when_it_is_picked_and_known_to_every_worker() {
     gateway.header("x-session-id", "alice");
     assert_eq!(bound(&mut gateway), None);
     let first = gateway.complete("short").unwrap().split(',').next().unwrap().to_owned();
-    assert_eq!(bound(&mut gateway), Some(first.clone()), "by any name of the model");
+    assert_eq!(bound(&mut gateway).as_deref(), Some(first.as_str()), "by any name of the model");
     // Another worker's VM reads the same data.
     let json = format!(
         r#"{{"maxBodyBytes":4096,"maxStateAgeMs":1000,"pools":[{{"name":"pool"}}],{session}}}"#
     );
     gateway.intake = Intake::new(IntakeConfig::parse(json.as_bytes()).unwrap());
-    assert_eq!(bound(&mut gateway), Some(first.clone()));
+    assert_eq!(bound(&mut gateway).as_deref(), Some(first.as_str()));
     let mut values = Vec::new();
     for (key, (value, _)) in gateway.host.data.borrow().iter().filter(|(key, _)| key[0] == b'E') {
         values.push((key.clone(), Sessions::decode(value).unwrap().sessions.len()));
@@ -132,7 +132,7 @@ fn a_session_is_bound_when_it_is_picked_and_known_to_every_worker() {
     gateway.host.set_shared(&key, b"junk", Expect::Anything).unwrap();
     assert_eq!(bound(&mut gateway), None);
     let next = gateway.complete("short").unwrap().split(',').next().unwrap().to_owned();
-    assert_eq!(bound(&mut gateway), Some(next));
+    assert_eq!(bound(&mut gateway).as_deref(), Some(next.as_str()));
 }
 
 #[test]

@@ -26,8 +26,12 @@ impl Picker for MaxScore {
         chance: Chance,
     ) -> Picked {
         let total = |i: usize| totals.get(i).copied().unwrap_or(0.0);
-        let mut sorted: Vec<usize> = (0..candidates.len()).collect();
-        sorted.sort_by(|a, b| total(*b).total_cmp(&total(*a)));
+        // Each with its total in one number, so that comparing two looks nothing up.
+        let mut keyed: Vec<u64> = (0..candidates.len())
+            .map(|i| u64::from(descending(total(i))) << 32 | i as u64)
+            .collect();
+        keyed.sort_unstable();
+        let sorted: Vec<usize> = keyed.into_iter().map(|key| key as u32 as usize).collect();
         let mut order = Vec::with_capacity(sorted.len());
         let mut rest = sorted.as_slice();
         // Cut into runs of ties: "within TIE" is no order of its own, so it cannot be the comparator.
@@ -35,6 +39,11 @@ impl Picker for MaxScore {
             let is_tied = |i: usize| total(*first) - total(i) <= TIE;
             let run = rest.iter().take_while(|i| is_tied(**i)).count().max(1);
             let (tied, later) = rest.split_at(run.min(rest.len()));
+            rest = later;
+            if let [alone] = tied {
+                order.push(*alone);
+                continue;
+            }
             let mut tied = tied.to_vec();
             tied.sort_by(|a, b| {
                 by_load(candidates.get(*a), candidates.get(*b))
@@ -42,7 +51,6 @@ impl Picker for MaxScore {
                     .then_with(|| chance.tie(*a).cmp(&chance.tie(*b)))
             });
             order.extend(tied);
-            rest = later;
         }
         let was_tie = match order.as_slice() {
             [first, second, ..] => (total(*first) - total(*second)).abs() <= TIE,
@@ -50,6 +58,14 @@ impl Picker for MaxScore {
         };
         Picked { order, was_tie }
     }
+}
+
+/// A number that is smaller the greater `total` is, by `f32::total_cmp`.
+fn descending(total: f32) -> u32 {
+    let bits = total.to_bits();
+    // The order of floats as that of unsigned numbers: negative ones are counted downwards.
+    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    !ascending
 }
 
 fn by_load(a: Option<&Candidate>, b: Option<&Candidate>) -> Ordering {

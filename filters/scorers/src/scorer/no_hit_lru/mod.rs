@@ -25,14 +25,13 @@ impl Scorer for NoHitLru {
             return vec![Some(0.5); candidates.len()];
         }
         let last = |i: usize| history.cold.get(i).copied().unwrap_or(0);
-        let all: Vec<u64> = (0..candidates.len()).map(last).collect();
+        let mut sorted: Vec<u64> = (0..candidates.len()).map(last).collect();
+        sorted.sort_unstable();
         let steps = candidates.len().saturating_sub(1).max(1) as f32;
-        all.iter()
-            .map(|mine| match mine {
-                0 => 1.0,
-                mine => 1.0 - all.iter().filter(|other| *other < mine).count() as f32 / steps,
-            })
-            .map(Some)
-            .collect()
+        let score = |i: usize| match last(i) {
+            0 => 1.0,
+            mine => 1.0 - sorted.partition_point(|other| *other < mine) as f32 / steps,
+        };
+        (0..candidates.len()).map(score).map(Some).collect()
     }
 }
