@@ -2,10 +2,10 @@
 //! They are inputs, not goldens: nothing is compared with them.
 
 use feed::{
-    Accuracy, AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter, Cell,
-    Counters, EndpointEntry, EndpointHash, EngineAdapters, Features, Head, Key, LoadRecord, LoadTable, MatrixRow,
-    OtherGateways, Outcome, Predicted, Prediction, ScorerRow, SessionHash, Sessions, Table, Trail, WorkerRow,
-    join_trails,
+    Accuracy, AccuracyReport, Ack, AckStatus, BatchBuilder, BatchHeader, BucketEntry, BucketWriter,
+    Cell, Counters, EndpointEntry, EndpointHash, EngineAdapters, Features, Head, Key, LoadRecord,
+    LoadTable, MatrixRow, OtherGateways, Outcome, Predicted, Prediction, ScorerRow, SessionHash,
+    Sessions, Table, Trail, WorkerRow, join_trails,
 };
 use routing::{AdapterState, Candidate, Rates, RequestFeatures};
 
@@ -51,8 +51,11 @@ fn main() -> std::io::Result<()> {
     write("row", row.encode())?;
     write("head", ack.head.encode())?;
 
-    let candidate =
-        |slot| Candidate { slot, address: format!("10.0.0.{slot}:8000").into(), ..Candidate::default() };
+    let candidate = |slot| Candidate {
+        slot,
+        address: format!("10.0.0.{slot}:8000").into(),
+        ..Candidate::default()
+    };
     let features = Features {
         scope: 3,
         epoch: 8,
@@ -73,7 +76,8 @@ fn main() -> std::io::Result<()> {
     for candidate in &mut extended.candidates {
         candidate.labels = vec![pair("zone"), pair("rack")];
         candidate.attributes = vec![("cost".into(), 1.5)];
-        (candidate.adapter, candidate.has_session, candidate.rates) = (AdapterState::Full, true, rates);
+        (candidate.adapter, candidate.has_session, candidate.rates) =
+            (AdapterState::Full, true, rates);
     }
     write("features-extended", extended.encode())?;
     let entry = |slot| EndpointEntry {
@@ -91,7 +95,8 @@ fn main() -> std::io::Result<()> {
     write("sessions", sessions.encode())?;
 
     let target = Predicted { slot: 3, address: "10.0.0.3:8000".into(), ..Predicted::default() };
-    let prediction = Prediction { epoch: 8, scope: 3, targets: vec![target], ..Prediction::default() };
+    let prediction =
+        Prediction { epoch: 8, scope: 3, targets: vec![target], ..Prediction::default() };
     write("prediction", prediction.encode())?;
     let mut accuracy = Accuracy { epoch: 8, slots: vec![] };
     accuracy.observe(3, Outcome::Over, true);

@@ -2,8 +2,8 @@
 
 use feed::{
     Accuracy, AccuracyReport, Ack, Batch, Directory, Features, Head, Key, LoadTable, MatrixRow,
-    ModelValue, OtherGateways, Picks, Prediction, Scores, SentBucket, SentClocks, SentPlan, Sessions,
-    Table, WorkerRow, find_sent, find_stride, find_trails, value_epoch,
+    ModelValue, OtherGateways, Picks, Prediction, Scores, SentBucket, SentClocks, SentPlan,
+    Sessions, Table, WorkerRow, find_sent, find_stride, find_trails, value_epoch,
 };
 use prefix::Listed;
 
@@ -13,9 +13,10 @@ pub fn decode(bytes: &[u8]) {
         assert!(batch.entries.len() <= bytes.len());
     }
     if let Some((fingerprint, bucket)) = bytes.split_first_chunk()
-        && let Ok(Some(stride)) = find_stride(bucket, u32::from_le_bytes(*fingerprint)) {
-            assert!(stride.read().holders.len() <= bucket.len());
-        }
+        && let Ok(Some(stride)) = find_stride(bucket, u32::from_le_bytes(*fingerprint))
+    {
+        assert!(stride.read().holders.len() <= bucket.len());
+    }
     let _ = (find_stride(bytes, 0).is_ok(), Key::parse_writable(bytes), value_epoch(bytes));
     again(bytes, Ack::decode, Ack::encode);
     again(bytes, Features::decode, Features::encode);

@@ -1,13 +1,14 @@
 //! What the meter reads: answers of engines in pieces, and bodies it adds an option to.
 
-use meter::{MeterConfig, NoEdit, Passed, TAIL_BYTES, Tail, UsageRemover, ask_for_usage, find_usage};
+use meter::{
+    MeterConfig, NoEdit, Passed, TAIL_BYTES, Tail, UsageRemover, ask_for_usage, find_usage,
+};
 use rewrite::{Kind, Renamer};
 
 /// The first byte is the size of the pieces; the rest is an answer, and a request.
 pub fn read(bytes: &[u8]) {
-    let (piece, bytes) = bytes.split_first().map_or((1, bytes), |(piece, rest)| {
-        (usize::from(*piece).max(1), rest)
-    });
+    let (piece, bytes) =
+        bytes.split_first().map_or((1, bytes), |(piece, rest)| (usize::from(*piece).max(1), rest));
     let mut tail = Tail::default();
     let mut remover = UsageRemover::default();
     let mut passed = Vec::new();
@@ -36,7 +37,8 @@ pub fn read(bytes: &[u8]) {
         let renamer = || Renamer::new(kind, b"\"asked\"".to_vec());
         let whole = renamer().pass(bytes).unwrap_or_else(|| bytes.to_vec());
         let mut one = renamer();
-        let pieces = bytes.chunks(piece).map(|chunk| one.pass(chunk).unwrap_or_else(|| chunk.to_vec()));
+        let pieces =
+            bytes.chunks(piece).map(|chunk| one.pass(chunk).unwrap_or_else(|| chunk.to_vec()));
         let pieces: Vec<u8> = pieces.flatten().collect();
         assert!(pieces == whole, "cut otherwise, renamed otherwise");
         assert!(one.replaced() > 0 || whole == bytes, "nothing renamed, something changed");

@@ -5,11 +5,8 @@ mod arms;
 mod burst;
 mod chain;
 mod cpu;
-<<<<<<< HEAD
-mod fleet;
-=======
 mod decision;
->>>>>>> j-b
+mod fleet;
 mod freshness;
 mod listeners;
 mod load;

@@ -128,10 +128,10 @@ pub(super) fn read(file: &Path, text: &str) -> Result<Layout, RunError> {
 
 fn plugin(file: &Path, n: usize, path: &PathBuf, raw: RawModule) -> Result<PluginSpec, RunError> {
     let key = |name: &str| format!("modules[{n}].{name}");
-    let bytes = std::fs::read(path).map_err(|source| RunError::Read {
+    let bytes = std::fs::read(path).map_err(|reason| RunError::Read {
         file: path.clone(),
         what: "the module",
-        source,
+        reason,
     })?;
     let stem = path.file_stem().map_or_else(|| raw.path.clone(), |s| s.display().to_string());
     let backoff = number(file, &key("reloadBackoffMs"), raw.reload_backoff_ms, 1, 3_600_000)?;

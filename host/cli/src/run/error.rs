@@ -7,7 +7,7 @@ use wasm_host::{HostError, LoadError};
 use crate::config::ConfigError;
 use crate::render::RenderError;
 
-/// Why `run` cannot start or has to stop.
+/// Why `run` cannot start or has to stop. A reason is part of the text, and so not told again as its source.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// Our own configuration file is refused.
@@ -17,14 +17,14 @@ pub enum RunError {
     #[error(transparent)]
     Render(#[from] RenderError),
     /// A file could not be read.
-    #[error("{}: reading {what}: {source}", file.display())]
+    #[error("{}: reading {what}: {reason}", file.display())]
     Read {
         /// The file as it was named.
         file: PathBuf,
         /// What it should be.
         what: &'static str,
         /// What the system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Not YAML or JSON, an unknown key, a missing key, or a value of another type.
     #[error("{}:{line}: {message}", file.display())]
@@ -49,14 +49,14 @@ pub enum RunError {
         expected: String,
     },
     /// A module does not compile, is refused by the host, or refuses its configuration.
-    #[error("{}: {key}: {source}", file.display())]
+    #[error("{}: {key}: {reason}", file.display())]
     Load {
         /// The file that names the module.
         file: PathBuf,
         /// Path of the key that names it.
         key: String,
         /// What the host said.
-        source: Box<LoadError>,
+        reason: Box<LoadError>,
     },
     /// The state of a fixture cannot be put in place.
     #[error("{}: {message}", file.display())]
@@ -73,12 +73,12 @@ pub enum RunError {
     #[error(transparent)]
     Host(#[from] HostError),
     /// A listener cannot be bound.
-    #[error("listening on {address}: {source}")]
+    #[error("listening on {address}: {reason}")]
     Listen {
         /// The address.
         address: String,
         /// What the system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The thread that runs the modules has ended.
     #[error("the thread that runs the modules has ended")]
@@ -115,10 +115,10 @@ impl RunError {
 
 /// A file's text.
 pub(super) fn read(file: &Path, what: &'static str) -> Result<String, RunError> {
-    std::fs::read_to_string(file).map_err(|source| RunError::Read {
+    std::fs::read_to_string(file).map_err(|reason| RunError::Read {
         file: file.to_owned(),
         what,
-        source,
+        reason,
     })
 }
 

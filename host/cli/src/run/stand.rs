@@ -68,8 +68,8 @@ pub(super) struct Stand {
     pub(super) layout: Arc<Layout>,
 }
 
-fn load_error(layout: &Layout, plugin: &PluginSpec, source: wasm_host::LoadError) -> RunError {
-    RunError::Load { file: layout.file.clone(), key: plugin.key.clone(), source: Box::new(source) }
+fn load_error(layout: &Layout, plugin: &PluginSpec, reason: wasm_host::LoadError) -> RunError {
+    RunError::Load { file: layout.file.clone(), key: plugin.key.clone(), reason: Box::new(reason) }
 }
 
 impl Stand {

@@ -104,6 +104,7 @@ fn what_is_not_accepted_is_named_with_file_key_value_and_range() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{chain}{requests}: {output:?}");
         assert!(text.contains(told), "expected {told:?} in {text}");
+        assert!(text.matches("No such file").count() < 2, "told twice: {text}");
     };
     let module = |more: &str| format!("modules:\n- path: guest.wasm\n  {more}\n");
     check(
@@ -123,7 +124,11 @@ fn what_is_not_accepted_is_named_with_file_key_value_and_range() {
         REQUESTS,
         "chain.yaml: modules[0].limits.fuel: 0 is not accepted: expected 1 to ",
     );
-    check("modules:\n- path: other.wasm\n", REQUESTS, "other.wasm: reading the module");
+    check(
+        "modules:\n- path: other.wasm\n",
+        REQUESTS,
+        "other.wasm: reading the module: No such file",
+    );
     check(CHAIN, "{\"path\": \"/\"}\n{\"pth\": \"/\"}\n", "requests.jsonl:2: unknown field `pth`");
     check(
         CHAIN,

@@ -39,6 +39,7 @@ impl Host {
             route_choice: config.route.clone(),
             filter_state: Default::default(),
             outcome: Outcome::default(),
+            taken_response_bytes: 0,
             logging: false,
             response_code: None,
             start_ns,
@@ -188,6 +189,21 @@ impl Host {
     /// [`HostError::UnknownStream`] if it is not there.
     pub fn outcome(&self, stream: StreamId) -> Result<Outcome, HostError> {
         Ok(snapshot(&mut lock(&*self.stream(stream)?)))
+    }
+
+    /// What became of a stream so far, with what bodies have gained since this was asked before: for an
+    /// embedder that passes them on as they come. Later [`Outcome`]s do not have the bytes again.
+    ///
+    /// # Errors
+    /// [`HostError::UnknownStream`] if it is not there.
+    pub fn take_outcome(&mut self, stream: StreamId) -> Result<Outcome, HostError> {
+        let stream = self.stream(stream)?;
+        let mut data = lock(&stream);
+        let outcome = snapshot(&mut data);
+        data.taken_response_bytes += outcome.downstream.body.len();
+        data.outcome.upstream.body.clear();
+        data.outcome.downstream.body.clear();
+        Ok(outcome)
     }
 
     /// Ends a stream, whatever it was at (a client that goes away does just this): the access log

@@ -167,7 +167,7 @@ fn response(data: &StreamData, slot: usize, parts: &[&[u8]]) -> Option<Value> {
             }))
         }
         [b"size"] => {
-            let sent = data.outcome.downstream.body.len();
+            let sent = data.taken_response_bytes + data.outcome.downstream.body.len();
             Some(Value::Int(i64::try_from(sent).unwrap_or(i64::MAX)))
         }
         [b"headers", rest @ ..] => of_map(visible(data, slot, Direction::Response), rest),

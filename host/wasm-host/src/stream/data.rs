@@ -129,6 +129,8 @@ pub(crate) struct StreamData {
     pub(crate) route_choice: Option<RouteChoice>,
     pub(crate) filter_state: BTreeMap<Vec<u8>, Property>,
     pub(crate) outcome: Outcome,
+    /// Of the response's body, before what is in `outcome`.
+    pub(crate) taken_response_bytes: usize,
     /// Access log phase: maps are those of the log.
     pub(crate) logging: bool,
     pub(crate) response_code: Option<u16>,

@@ -126,6 +126,23 @@ fn without_the_flag_a_pause_in_headers_holds_everything() {
     assert_eq!(outcome.upstream, wasm_host::Message::default());
 }
 
+#[test]
+fn what_was_taken_of_a_body_is_handed_over_once() {
+    let mut two = Two::new(OBSERVER, OBSERVER, true);
+    let stream = two.host.open(two.chain, 0).unwrap();
+    two.host.request_headers(stream, request(&[], false).headers, false).unwrap();
+    let mut taken = Vec::new();
+    for chunk in ["123", "45"] {
+        two.host.request_body(stream, chunk, false).unwrap();
+        taken.push(two.host.take_outcome(stream).unwrap().upstream.text());
+    }
+    assert_eq!(taken, ["123", "45"]);
+    two.host.request_body(stream, "6", true).unwrap();
+    let outcome = two.host.outcome(stream).unwrap();
+    assert_eq!((outcome.upstream.text(), outcome.upstream.end_of_stream), ("6".to_owned(), true));
+    assert!(outcome.upstream.headers.is_some(), "headers stay");
+}
+
 /// Holds everything in headers, then goes on from a tick: the filter sees the body afterwards.
 #[test]
 fn a_stream_held_whole_goes_on_from_outside() {

@@ -100,7 +100,7 @@ impl Actor {
                 let _ended: oneshot::Sender<()> = ended;
                 loop_.run(&received);
             })
-            .map_err(|source| RunError::Listen { address: "the thread of wasm".into(), source })?;
+            .map_err(|reason| RunError::Listen { address: "the thread of wasm".into(), reason })?;
         Ok((Self { inputs }, end))
     }
 
@@ -136,7 +136,6 @@ struct Open {
 #[derive(Default)]
 struct Told {
     headers: bool,
-    bytes: usize,
     trailers: bool,
     end: bool,
 }
@@ -277,8 +276,8 @@ impl Loop {
     /// Tells a stream what has left the chain since it was told last.
     fn tell(&mut self, number: u64) {
         let Some(open) = self.streams.get_mut(&number) else { return };
-        let Ok(outcome) = self.stand.host.outcome(open.id) else { return };
-        open.tell(&outcome);
+        let Ok(outcome) = self.stand.host.take_outcome(open.id) else { return };
+        open.tell(outcome);
     }
 
     /// Prints what the modules logged, and how any ended.
@@ -304,7 +303,7 @@ fn drawn(share: f64) -> bool {
 }
 
 impl Open {
-    fn tell(&mut self, outcome: &Outcome) {
+    fn tell(&mut self, outcome: Outcome) {
         if self.is_reset {
             return;
         }
@@ -316,8 +315,8 @@ impl Open {
             let explanation = outcome.filter_state.get(explained.as_bytes()).cloned();
             send(Event::RequestHeaders { headers, explanation });
         }
-        if let Some(chunk) = fresh_body(&mut self.request, &outcome.upstream) {
-            send(Event::RequestBody(chunk));
+        if !outcome.upstream.body.is_empty() {
+            send(Event::RequestBody(outcome.upstream.body.into()));
         }
         if outcome.upstream.end_of_stream && !std::mem::replace(&mut self.request.end, true) {
             send(Event::RequestEnd);
@@ -326,8 +325,8 @@ impl Open {
             let details = outcome.details.clone().unwrap_or_default();
             send(Event::ResponseHeaders { headers, is_local: outcome.local_reply, details });
         }
-        if let Some(chunk) = fresh_body(&mut self.response, &outcome.downstream) {
-            send(Event::ResponseBody(chunk));
+        if !outcome.downstream.body.is_empty() {
+            send(Event::ResponseBody(outcome.downstream.body.into()));
         }
         if let Some(trailers) = &outcome.downstream.trailers
             && !std::mem::replace(&mut self.response.trailers, true)
@@ -348,10 +347,4 @@ fn fresh_headers(told: &mut Told, message: &Message) -> Option<HeaderMap> {
     let headers = message.headers.as_ref().filter(|_| !told.headers)?;
     told.headers = true;
     Some(headers.clone())
-}
-
-fn fresh_body(told: &mut Told, message: &Message) -> Option<Bytes> {
-    let fresh = message.body.get(told.bytes..).filter(|fresh| !fresh.is_empty())?;
-    told.bytes = message.body.len();
-    Some(Bytes::copy_from_slice(fresh))
 }

@@ -127,8 +127,8 @@ async fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn refused(address: &impl std::fmt::Display, source: io::Error) -> RunError {
-    RunError::Listen { address: address.to_string(), source }
+fn refused(address: &impl std::fmt::Display, reason: io::Error) -> RunError {
+    RunError::Listen { address: address.to_string(), reason }
 }
 
 async fn serve<T>(io: TokioIo<T>, kind: Kind, worker: usize, shared: Arc<Shared>)

@@ -76,7 +76,7 @@ pub(super) fn run(
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|source| RunError::Listen { address: address.to_string(), source })?;
+        .map_err(|reason| RunError::Listen { address: address.to_string(), reason })?;
     runtime.block_on(serve(layout, stand, address, options))
 }
 
@@ -116,7 +116,7 @@ async fn serve(
     }
     tokio::select! {
         stopped = stop_signal() => stopped
-            .map_err(|source| RunError::Listen { address: address.to_string(), source }),
+            .map_err(|reason| RunError::Listen { address: address.to_string(), reason }),
         _ = ended => Err(RunError::Ended),
     }
 }
