@@ -22,7 +22,7 @@ impl Scorer for Steady {
         _: &PickHistory,
     ) -> Vec<Option<f32>> {
         let score = |is_best| if is_best { 1.0 } else { self.others };
-        endpoints.iter().map(|endpoint| Some(score(endpoint.address == self.best))).collect()
+        endpoints.iter().map(|endpoint| Some(score(*endpoint.address == *self.best))).collect()
     }
 
     fn check(&self) -> Result<(), OutOfRange> {
