@@ -133,7 +133,8 @@ impl Gateway {
             &features.candidates,
             &PickHistory::default(),
         );
-        let candidates = features.candidates.into_iter().map(|candidate| candidate.address);
+        let candidates =
+            features.candidates.into_iter().map(|candidate| candidate.address.to_string());
         candidates.zip(scores).filter_map(|(address, score)| Some((address, score?))).collect()
     }
 }

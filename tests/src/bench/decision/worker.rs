@@ -13,7 +13,8 @@ use testbed::{Backend, Client, Stand, StandOptions, port, root, wait_until};
 use tokio::sync::{Notify, watch};
 
 use super::case::{Ready, Scorers};
-use crate::cpu::{read_yaml, worker_ns};
+use crate::cpu::worker_ns;
+use crate::listeners::read_yaml;
 use crate::load::{self, Shot};
 
 const PATH: &str = "/v1/chat/completions";

@@ -60,7 +60,7 @@ impl Fed {
         let mut candidates = situation.candidates.clone();
         for (slot, candidate) in candidates.iter_mut().enumerate() {
             candidate.slot = slot as u16;
-            candidate.address = format!("10.0.0.{slot}:8000");
+            candidate.address = format!("10.0.0.{slot}:8000").into();
         }
         let accuracy = |ratio: f32| SlotAccuracy {
             judged: 32,
