@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Process, envoy, get, port, wait_until};
+use testbed::{Process, envoy, get, port, start_envoy, wait_until};
 
 use crate::backend::Backend;
 use crate::client;
 use crate::record::{Line, Record, add_logs};
 use crate::script::{Plugin, Policy, Script, module_file};
 
-const START: Duration = Duration::from_secs(120);
 const WAIT: Duration = Duration::from_secs(15);
 
 pub(crate) struct Envoy {
@@ -53,17 +52,7 @@ impl Envoy {
             .args(["--log-level", "warning", "--component-log-level", "wasm:debug"])
             .args(["--log-format", "%t\t%l\t%n\t%v", "--file-flush-interval-msec", "5"])
             .args(["--concurrency", "1", "--use-dynamic-base-id"]);
-        let process = Process::start("envoy", &mut command, &log)?;
-        let process = std::cell::RefCell::new(process);
-        wait_until("Envoy is ready", START, async || {
-            if let Err(error) = process.borrow_mut().check() {
-                return Some(Err(error));
-            }
-            let answer = get(admin, "/ready").await.ok()?;
-            answer.status.is_success().then_some(Ok(()))
-        })
-        .await??;
-        let process = process.into_inner();
+        let process = start_envoy(&mut command, &log, admin).await?;
         let log = File::open(&log)?;
         Ok(Self { process, admin, plain, log, text: String::new(), lines: Vec::new() })
     }

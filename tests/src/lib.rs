@@ -16,4 +16,6 @@ pub use backend::{BACKEND_HEADER, Backend};
 pub use client::{Answer, Client, get};
 pub use pod_scores::{PodScores, pod_scores};
 pub use process::{Process, port, root, wait_until, wasm_epp};
-pub use stand::{Engine, EngineOptions, PoolOptions, Runtime, Stand, StandOptions, envoy};
+pub use stand::{
+    Engine, EngineOptions, PoolOptions, Runtime, Stand, StandOptions, envoy, start_envoy,
+};

@@ -1,5 +1,6 @@
 //! Engines, daemon and Envoy, started in order and torn down together.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -294,18 +295,8 @@ impl Stand {
             command.arg("--use-dynamic-base-id");
         }
         command.args(more);
-        let process = Process::start("envoy", &mut command, &self.envoy_log())?;
-        let admin = self.envoy_admin;
-        let process = std::cell::RefCell::new(process);
-        wait_until("Envoy is ready", START, async || {
-            if let Err(error) = process.borrow_mut().check() {
-                return Some(Err(error));
-            }
-            let answer = get(admin, "/ready").await.ok()?;
-            answer.status.is_success().then_some(Ok(()))
-        })
-        .await??;
-        self.envoy = Some(process.into_inner());
+        let process = start_envoy(&mut command, &self.envoy_log(), self.envoy_admin).await?;
+        self.envoy = Some(process);
         Ok(())
     }
 
@@ -499,6 +490,23 @@ fn start_engine(model: &str, options: &EngineOptions, folder: &Path, i: usize) -
         replay: text("replay"),
         process: Some(process),
     })
+}
+
+/// Starts an Envoy whose admin interface is at `admin`, and waits until it says that it is ready; an error
+/// if it ends before.
+pub async fn start_envoy(command: &mut Command, log: &Path, admin: SocketAddr) -> Result<Process> {
+    /// Compiling modules takes a busy machine long.
+    const READY_WITHIN: Duration = Duration::from_secs(120);
+    let process = RefCell::new(Process::start("envoy", command, log)?);
+    wait_until("Envoy is ready", READY_WITHIN, async || {
+        if let Err(error) = process.borrow_mut().check() {
+            return Some(Err(error));
+        }
+        let answer = get(admin, "/ready").await.ok()?;
+        answer.status.is_success().then_some(Ok(()))
+    })
+    .await??;
+    Ok(process.into_inner())
 }
 
 /// Envoy's binary: `ENVOY_BIN`, else what `scripts/setup` linked.

@@ -73,13 +73,7 @@ impl HttpContext for Stream {
                 }
             }
             for lookup in 0..LOOKUPS {
-                let name = [
-                    "floor",
-                    &char::from_u32(u32::from(b'a') + lookup)
-                        .map_or_else(String::new, String::from),
-                ]
-                .concat();
-                let _ = self.get_shared_data(&name);
+                let _ = self.get_shared_data(&format!("floor{lookup}"));
             }
             self.set_http_request_header("x-floor", Some(if key == 0 { "0" } else { "1" }));
         }

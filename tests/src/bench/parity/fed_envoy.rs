@@ -6,18 +6,15 @@ use std::collections::btree_map::Entry;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use feed::{EXPLANATION_PROPERTY, FEATURES_PROPERTY};
 use serde_json::{Value, json};
-use testbed::{Client, Process, envoy, get, port, root, wait_until};
+use testbed::{Client, Process, envoy, port, root, start_envoy};
 
 use super::fed::{Fed, Filters, NAME, VM_ID, untold_to_module, untold_to_router};
 use super::gateway::by_scorer;
 use super::packaging::{Scores, Situation, Which};
-
-const START: Duration = Duration::from_secs(120);
 
 /// What Envoy said of a situation; nothing of what cannot be told.
 #[derive(Default)]
@@ -51,17 +48,9 @@ impl FedEnvoy {
         command.arg("-c").arg(&file).args(["--log-level", "warning", "--concurrency", "1"]);
         command.arg("--use-dynamic-base-id");
         let log = folder.path().join("envoy.log");
-        let process = std::cell::RefCell::new(Process::start("envoy", &mut command, &log)?);
-        wait_until("Envoy is ready", START, async || {
-            if let Err(error) = process.borrow_mut().check() {
-                return Some(Err(error));
-            }
-            let answer = get(admin, "/ready").await.ok()?;
-            answer.status.is_success().then_some(Ok(()))
-        })
-        .await??;
+        let process = start_envoy(&mut command, &log, admin).await?;
         let clients = places.into_iter().map(|(filters, address)| (filters, Client::new(address)));
-        Ok(Self { _process: process.into_inner(), _folder: folder, clients: clients.collect() })
+        Ok(Self { _process: process, _folder: folder, clients: clients.collect() })
     }
 
     /// What is said of a situation.
