@@ -14,8 +14,11 @@ pub const POOL_HEADER: &str = "x-wasm-epp-pool";
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PoolConfig {
-    /// Its name, which is its cluster's too.
+    /// Its name, which is its cluster's too unless `cluster` says otherwise.
     pub name: String,
+    /// Its cluster, where somebody else names clusters.
+    #[serde(default)]
+    pub cluster: Option<String>,
     /// Its models; only needed where there are several pools.
     #[serde(default)]
     pub models: Vec<ModelNames>,
@@ -38,6 +41,8 @@ pub struct ModelNames {
 /// Pools in the order of the configuration file.
 pub struct Pools {
     names: Vec<String>,
+    /// Clusters of the pools, in the same order.
+    clusters: Vec<String>,
     /// Pool of the routes whose requests go by their model; those of other routes stay.
     by_model: Option<String>,
     /// The names that the configuration gives: they hold also when no daemon has fed the gateway.
@@ -48,7 +53,9 @@ impl Pools {
     /// Pools of a listener; `by_model` is that of the routes whose requests go by their model.
     pub fn new(pools: Vec<PoolConfig>, by_model: Option<String>) -> Self {
         let names = pools.iter().map(|pool| pool.name.clone()).collect();
-        let entries = pools.into_iter().flat_map(|PoolConfig { name: pool, models }| {
+        let cluster = |pool: &PoolConfig| pool.cluster.as_ref().unwrap_or(&pool.name).clone();
+        let clusters = pools.iter().map(cluster).collect();
+        let entries = pools.into_iter().flat_map(|PoolConfig { name: pool, models, .. }| {
             models.into_iter().map(move |model| DirectoryEntry {
                 pool: pool.clone(),
                 model: model.name,
@@ -58,18 +65,18 @@ impl Pools {
             })
         });
         let configured = Directory { entries: entries.collect(), ..Directory::default() };
-        Self { names, by_model, configured }
+        Self { names, clusters, by_model, configured }
     }
 
     /// The pool of the request's route, and whether the request is a probe.
     pub fn of_route(&self, host: &impl Host) -> Option<(&str, bool)> {
         let cluster = host.property(&["xds", "cluster_name"]).ok().flatten();
-        let (pool, is_probe) = match cluster {
-            Some(name) => (name, false),
-            None => (probe::pool(host)?.into_bytes(), true),
+        let (said, list, is_probe) = match cluster {
+            Some(name) => (name, &self.clusters, false),
+            None => (probe::pool(host)?.into_bytes(), &self.names, true),
         };
-        let name = self.names.iter().find(|name| name.as_bytes() == pool)?;
-        Some((name, is_probe))
+        let place = list.iter().position(|name| name.as_bytes() == said)?;
+        Some((self.names.get(place)?, is_probe))
     }
 
     /// Whether requests of this pool's route may belong to another pool.

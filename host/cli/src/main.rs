@@ -50,6 +50,9 @@ struct Render {
     /// Kind of gateway
     #[arg(long, value_enum)]
     gateway: Gateway,
+    /// With istio: the kind of resource in which scorer modules come
+    #[arg(long, value_enum, default_value = "envoyfilter")]
+    scorers: Scorers,
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -65,6 +68,20 @@ struct Render {
 enum Gateway {
     /// Envoy by itself
     Envoy,
+    /// A gateway of Istio's (section `istio`)
+    Istio,
+    /// A gateway of Envoy Gateway's (section `envoyGateway`)
+    EnvoyGateway,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scorers {
+    /// One that traps loses its scores, and no request or stream
+    Envoyfilter,
+    /// One that traps costs the worker's streams: for modules trusted never to
+    Wasmplugin,
+    /// The same for Istio 1.30 and later
+    Trafficextension,
 }
 
 #[derive(Args)]
@@ -331,7 +348,19 @@ async fn modules(command: ModulesCommand) -> anyhow::Result<()> {
 fn render(flags: &Render) -> anyhow::Result<()> {
     let config = load(&flags.config)?;
     let rendered = match flags.gateway {
+        Gateway::Istio => {
+            let scorers = match flags.scorers {
+                Scorers::Envoyfilter => render::Scorers::EnvoyFilter,
+                Scorers::Wasmplugin => render::Scorers::WasmPlugin,
+                Scorers::Trafficextension => render::Scorers::TrafficExtension,
+            };
+            render::istio(&config, scorers, &flags.out)?
+        }
+        _ if flags.scorers != Scorers::Envoyfilter => {
+            anyhow::bail!("--scorers is for --gateway istio")
+        }
         Gateway::Envoy => render::envoy(&config, &flags.out)?,
+        Gateway::EnvoyGateway => render::envoy_gateway(&config, &flags.out)?,
     };
     for path in &rendered.written {
         println!("wrote {}", path.display());

@@ -14,7 +14,7 @@ use super::{
     Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics, Model, ModelSource,
     Pool, Snapshot,
 };
-use super::{address, rewrites};
+use super::{address, envoy_gateway, istio, rewrites};
 
 /// Envoy's own names of its log levels.
 const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
@@ -38,6 +38,7 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
         replays_have_events(&pools)?;
     }
     let model_rewrites = rewrites::check(raw.model_rewrites, &pools)?;
+    let routing = routing(raw.routing.unwrap_or_default(), base)?;
     Ok(Config {
         file: file.to_owned(),
         model_rewrites,
@@ -60,9 +61,14 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
         },
         objectives: features::objectives(raw.objectives, &pools)?,
         snapshot: raw.snapshot.map(snapshot).transpose()?,
-        routing: routing(raw.routing.unwrap_or_default(), base)?,
         meter: raw.meter.map(meter).transpose()?,
+        istio: raw.istio.map(|raw| istio::check(raw, &pools)).transpose()?,
+        envoy_gateway: raw
+            .envoy_gateway
+            .map(|raw| envoy_gateway::check(raw, &pools, &routing.modules))
+            .transpose()?,
         envoy,
+        routing,
         pools,
         warnings,
     })

@@ -6,8 +6,10 @@
 mod address;
 mod approximate;
 mod check;
+mod envoy_gateway;
 mod error;
 mod features;
+mod istio;
 mod plugins;
 mod raw;
 mod rewrites;
@@ -21,8 +23,10 @@ use std::time::Duration;
 
 pub use address::FeedAddress;
 pub use approximate::ApproximatePrefix;
+pub use envoy_gateway::{EnvoyGateway, RoutedPool};
 pub use error::ConfigError;
 pub use features::Objective;
+pub use istio::{Istio, IstioPool, MODULES_PATH, PoolCluster};
 pub use rewrites::{ModelRewrite, RewriteTarget};
 use routing::Needs;
 use scorers::spec::RoutingSpec;
@@ -57,6 +61,10 @@ pub struct Config {
     pub meter: Option<Meter>,
     /// What `render --gateway envoy` writes.
     pub envoy: Envoy,
+    /// What `render --gateway istio` patches.
+    pub istio: Option<Istio>,
+    /// What `render --gateway envoy-gateway` patches.
+    pub envoy_gateway: Option<EnvoyGateway>,
     /// Accepted, but probably not meant; one sentence each.
     pub warnings: Vec<String>,
 }

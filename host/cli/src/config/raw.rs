@@ -29,6 +29,8 @@ pub(super) struct Raw {
     #[serde(default, deserialize_with = "section")]
     pub(super) meter: Option<RawMeter>,
     pub(super) envoy: Option<RawEnvoy>,
+    pub(super) istio: Option<super::istio::RawIstio>,
+    pub(super) envoy_gateway: Option<super::envoy_gateway::RawEnvoyGateway>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -138,13 +138,15 @@ fn places_of(names: &[&str], places: usize, held: &BTreeMap<String, usize>) -> V
 }
 
 /// The filters by name: intake and picker share one VM per worker, as vm_config is equal. A place
-/// without a scorer holds a filter that does nothing. `held` are the places that modules have.
+/// without a scorer holds a filter that does nothing. `held` are the places that modules have, `clusters`
+/// the clusters of pools that are not called as the pools are.
 pub(super) fn filters(
     config: &Config,
     modules: &ModulePaths,
     held: &BTreeMap<String, usize>,
+    clusters: &BTreeMap<String, String>,
 ) -> Vec<(String, Value)> {
-    let mut intake = intake(config);
+    let mut intake = intake(config, clusters);
     let mut picker = chosen_by(&config.routing);
     if config.meter.is_some() {
         picker["meter"] = json!(true);
@@ -256,11 +258,14 @@ fn revision(file: &Path, configuration: &Value) -> u32 {
 
 /// Configuration of intake. Where there are several pools it also says which models they have, as a
 /// request must reach them without a daemon too.
-fn intake(config: &Config) -> Value {
+fn intake(config: &Config, clusters: &BTreeMap<String, String>) -> Value {
     let model = |model: &Model| json!({"name": model.name, "aliases": model.aliases, "adapters": model.adapters});
     let is_one_of_several = config.pools.len() > 1;
     let pool = |pool: &Pool| {
         let mut value = json!({"name": pool.name});
+        if let Some(cluster) = clusters.get(&pool.name) {
+            value["cluster"] = json!(cluster);
+        }
         if is_one_of_several {
             value["models"] = pool.models.iter().map(model).collect();
         }

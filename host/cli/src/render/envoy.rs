@@ -13,7 +13,7 @@ const CONNECTION_BUFFER_BYTES: u64 = 1024 * 1024;
 
 /// Longest silence in a stream. Ends streams parked by a dead VM, so it cannot be off; above the
 /// longest prefill behind a full queue.
-const STREAM_IDLE: &str = "900s";
+pub(super) const STREAM_IDLE: &str = "900s";
 
 /// Envoy's own limits of 1024 requests and 3 retries per cluster are below one busy pool; the
 /// engines' queues are the limit that scorers know about.
@@ -23,7 +23,7 @@ const CIRCUIT_BREAKER: u64 = 1_000_000;
 pub(crate) const DESTINATION: &str = "x-gateway-destination-endpoint";
 
 /// The header by which intake chooses the route of a pool.
-const POOL: &str = "x-wasm-epp-pool";
+pub(super) const POOL: &str = "x-wasm-epp-pool";
 
 /// The header by which intake puts the restorer into a stream.
 pub(crate) const REWRITTEN: &str = "x-wasm-epp-rewritten";
@@ -52,8 +52,41 @@ pub(super) fn header(config: &Config) -> String {
     )
 }
 
+/// Where the wasm filters come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// A watched folder with a file per filter.
+    Folder(&'a Path),
+    /// The server that the rest of the proxy's configuration is from.
+    Ads,
+}
+
+impl Source<'_> {
+    /// Name of the filter `name` in a chain. In somebody else's proxy it says whose it is.
+    pub(super) fn filter(&self, name: &str) -> String {
+        match self {
+            Self::Folder(_) => name.to_owned(),
+            Self::Ads => format!("wasm-epp.{name}"),
+        }
+    }
+
+    fn config_source(&self, name: &str) -> Value {
+        match self {
+            Self::Folder(folder) => json!({
+                "resource_api_version": "V3",
+                "path_config_source": {
+                    "path": folder.join(format!("{name}.yaml")),
+                    "watched_directory": {"path": folder},
+                },
+            }),
+            Self::Ads => json!({"resource_api_version": "V3", "ads": {}}),
+        }
+    }
+}
+
 /// The bootstrap. `ecds` is the folder of the file-watched filters.
 pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
+    let source = &Source::Folder(ecds);
     let node = config
         .gateways
         .iter()
@@ -69,9 +102,9 @@ pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
         }},
         "static_resources": {
             "listeners": [
-                inference_listener(config, ecds),
-                feed_listener(config, ecds),
-                probe_listener(config, ecds),
+                inference_listener(config, source),
+                feed_listener(config, source),
+                probe_listener(config, source),
             ],
             "clusters": config.pools.iter().map(cluster).collect::<Vec<_>>(),
         },
@@ -83,24 +116,22 @@ pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
     bootstrap
 }
 
-fn inference_listener(config: &Config, ecds: &Path) -> Value {
+fn inference_listener(config: &Config, source: &Source<'_>) -> Value {
     // Enabled by routes: intake by the pools', so that a route of somebody else's does not pay for
     // it, the meter by those of the sampled share, so that the others do not.
     let disabled = |name| {
-        let mut filter = discovered(name, ecds);
+        let mut filter = discovered(name, source);
         filter["disabled"] = json!(true);
         filter
     };
     let mut filters: Vec<Value> =
-        std::iter::once(disabled("intake")).chain(places(config, ecds)).collect();
-    filters.push(discovered("picker", ecds));
+        std::iter::once(disabled("intake")).chain(places(config, source)).collect();
+    filters.push(discovered("picker", source));
     filters.extend(config.meter.map(|_| disabled("meter")));
     if !config.model_rewrites.is_empty() {
-        filters.push(restorer(ecds));
+        filters.push(restorer(source));
     }
     filters.push(router());
-    let remove: Vec<Value> =
-        CLIENT_MAY_NOT_SEND.iter().map(|name| json!({"remove": name})).collect();
     let manager = json!({
         "@type": network("http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "inference",
@@ -112,13 +143,7 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
         "request_headers_timeout": "30s",
         "stream_idle_timeout": STREAM_IDLE,
         "upgrade_configs": [{"upgrade_type": "websocket"}],
-        "early_header_mutation_extensions": [{
-            "name": "strip_client_routing_headers",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-                "mutations": remove,
-            },
-        }],
+        "early_header_mutation_extensions": [early_strip()],
         "route_config": {
             "name": "pools",
             "virtual_hosts": [
@@ -135,8 +160,21 @@ fn inference_listener(config: &Config, ecds: &Path) -> Value {
     })
 }
 
-fn places(config: &Config, ecds: &Path) -> impl Iterator<Item = Value> {
-    (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), ecds))
+/// Takes off what a client may not send, before any filter or route sees it.
+pub(super) fn early_strip() -> Value {
+    let remove: Vec<Value> =
+        CLIENT_MAY_NOT_SEND.iter().map(|name| json!({"remove": name})).collect();
+    json!({
+        "name": "strip_client_routing_headers",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": remove,
+        },
+    })
+}
+
+fn places(config: &Config, source: &Source<'_>) -> impl Iterator<Item = Value> {
+    (0..config.routing.module_places).map(|n| discovered(&super::ecds::place(n), source))
 }
 
 /// Paths of a pool's own first, the longest prefix before others, so that `/a/b` is not taken by
@@ -187,7 +225,7 @@ fn metered(route: &Value, meter: Meter) -> Value {
 const METER_SHARE_KEY: &str = "wasm_epp.meter_share";
 
 /// A filter that is disabled elsewhere is in force on this route.
-fn enabled() -> Value {
+pub(super) fn enabled() -> Value {
     json!({
         "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
         "config": {},
@@ -195,9 +233,9 @@ fn enabled() -> Value {
     })
 }
 
-fn route(pool: &Pool, name: &str, prefix: &str, retries: u32) -> Value {
-    let action = json!({
-        "cluster": pool.name,
+/// What a route to engines does, without its cluster.
+pub(super) fn route_action(retries: u32) -> Value {
+    json!({
         // A stream of tokens has no length: only silence ends it.
         "timeout": "0s",
         "idle_timeout": STREAM_IDLE,
@@ -215,7 +253,12 @@ fn route(pool: &Pool, name: &str, prefix: &str, retries: u32) -> Value {
             }],
             "host_selection_retry_max_attempts": 5,
         },
-    });
+    })
+}
+
+fn route(pool: &Pool, name: &str, prefix: &str, retries: u32) -> Value {
+    let mut action = route_action(retries);
+    action["cluster"] = json!(pool.name);
     json!({
         "name": name,
         "match": {"prefix": prefix},
@@ -232,7 +275,6 @@ fn cluster(pool: &Pool) -> Value {
         .iter()
         .map(|endpoint| json!({"endpoint": {"address": socket_address(endpoint.socket)}}))
         .collect();
-    let policy = "type.googleapis.com/envoy.extensions.load_balancing_policies";
     json!({
         "name": pool.name,
         "type": "STATIC",
@@ -246,49 +288,60 @@ fn cluster(pool: &Pool) -> Value {
             "consecutive_5xx": 5, "interval": "5s", "base_ejection_time": "15s",
             "max_ejection_percent": 50,
         },
-        "load_balancing_policy": {"policies": [{"typed_extension_config": {
-            "name": "envoy.load_balancing_policies.override_host",
-            "typed_config": {
-                "@type": format!("{policy}.override_host.v3.OverrideHost"),
-                "override_host_sources": [{"header": DESTINATION}],
-                "selected_host_key": {
-                    "key": "envoy.lb",
-                    "path": [{"key": "x-gateway-destination-endpoint-served"}],
-                },
-                "fallback_policy": {"policies": [{"typed_extension_config": {
-                    "name": "envoy.load_balancing_policies.least_request",
-                    "typed_config": {"@type": format!("{policy}.least_request.v3.LeastRequest")},
-                }}]},
-            },
-        }}]},
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http_protocol_options": {}},
-                // After the load balancer has read the header: engines have no use for these.
-                "http_filters": [
-                    {
-                        "name": "strip_routing_headers",
-                        "typed_config": {
-                            "@type": http("header_mutation.v3.HeaderMutation"),
-                            "mutations": {
-                                "request_mutations": [
-                                    {"remove": DESTINATION}, {"remove": POOL},
-                                    {"remove": REWRITTEN},
-                                ],
-                            },
-                        },
-                    },
-                    {
-                        "name": "codec",
-                        "typed_config": {"@type": http("upstream_codec.v3.UpstreamCodec")},
-                    },
-                ],
-            },
-        },
+        "load_balancing_policy": balancing(),
+        "typed_extension_protocol_options": upstream_protocol(),
         "load_assignment": {
             "cluster_name": pool.name,
             "endpoints": [{"lb_endpoints": endpoints}],
+        },
+    })
+}
+
+/// The endpoints that the picker names, in order, then the least busy one.
+pub(super) fn balancing() -> Value {
+    let policy = "type.googleapis.com/envoy.extensions.load_balancing_policies";
+    json!({"policies": [{"typed_extension_config": {
+        "name": "envoy.load_balancing_policies.override_host",
+        "typed_config": {
+            "@type": format!("{policy}.override_host.v3.OverrideHost"),
+            "override_host_sources": [{"header": DESTINATION}],
+            "selected_host_key": {
+                "key": "envoy.lb",
+                "path": [{"key": "x-gateway-destination-endpoint-served"}],
+            },
+            "fallback_policy": {"policies": [{"typed_extension_config": {
+                "name": "envoy.load_balancing_policies.least_request",
+                "typed_config": {"@type": format!("{policy}.least_request.v3.LeastRequest")},
+            }}]},
+        },
+    }}]})
+}
+
+/// HTTP/1 to engines, without the headers between the gateway's own parts.
+pub(super) fn upstream_protocol() -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http_protocol_options": {}},
+            // After the load balancer has read the header: engines have no use for these.
+            "http_filters": [
+                {
+                    "name": "strip_routing_headers",
+                    "typed_config": {
+                        "@type": http("header_mutation.v3.HeaderMutation"),
+                        "mutations": {
+                            "request_mutations": [
+                                {"remove": DESTINATION}, {"remove": POOL},
+                                {"remove": REWRITTEN},
+                            ],
+                        },
+                    },
+                },
+                {
+                    "name": "codec",
+                    "typed_config": {"@type": http("upstream_codec.v3.UpstreamCodec")},
+                },
+            ],
         },
     })
 }
@@ -304,7 +357,7 @@ fn private_address(config: &Config, address: &FeedAddress) -> Value {
 
 /// Answers with the decision that a request would get, and sends it nowhere. It has the inference
 /// listener's filters: the very configurations, VMs and state of the worker that took the connection.
-fn probe_listener(config: &Config, ecds: &Path) -> Value {
+pub(super) fn probe_listener(config: &Config, source: &Source<'_>) -> Value {
     let route = |pool: &Pool| {
         json!({
             "name": format!("{}{}", feed::PROBE_ROUTE_PREFIX, pool.name),
@@ -321,9 +374,9 @@ fn probe_listener(config: &Config, ecds: &Path) -> Value {
             },
         })
     };
-    let mut filters = vec![discovered("intake", ecds)];
-    filters.extend(places(config, ecds));
-    filters.extend([discovered("picker", ecds), router()]);
+    let mut filters = vec![discovered("intake", source)];
+    filters.extend(places(config, source));
+    filters.extend([discovered("picker", source), router()]);
     let manager = json!({
         "@type": network("http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "probe",
@@ -348,7 +401,7 @@ fn probe_listener(config: &Config, ecds: &Path) -> Value {
     })
 }
 
-fn feed_listener(config: &Config, ecds: &Path) -> Value {
+pub(super) fn feed_listener(config: &Config, source: &Source<'_>) -> Value {
     let address = private_address(config, &config.envoy.feed);
     let manager = json!({
         "@type": network("http_connection_manager.v3.HttpConnectionManager"),
@@ -367,7 +420,7 @@ fn feed_listener(config: &Config, ecds: &Path) -> Value {
                 }],
             }],
         },
-        "http_filters": [discovered("feeder", ecds), router()],
+        "http_filters": [discovered("feeder", source), router()],
     });
     json!({
         "name": "feed",
@@ -379,17 +432,11 @@ fn feed_listener(config: &Config, ecds: &Path) -> Value {
 
 /// A filter from the watched folder. Until a resource is accepted, and when none is, an empty
 /// header mutation stands in for it: without one Envoy answers 500 to everything.
-fn discovered(name: &str, ecds: &Path) -> Value {
+pub(super) fn discovered(name: &str, source: &Source<'_>) -> Value {
     json!({
-        "name": name,
+        "name": source.filter(name),
         "config_discovery": {
-            "config_source": {
-                "resource_api_version": "V3",
-                "path_config_source": {
-                    "path": ecds.join(format!("{name}.yaml")),
-                    "watched_directory": {"path": ecds},
-                },
-            },
+            "config_source": source.config_source(name),
             "type_urls": [http("wasm.v3.Wasm"), http(STAND_IN)],
             "default_config": stand_in(),
         },
@@ -399,8 +446,8 @@ fn discovered(name: &str, ecds: &Path) -> Value {
 /// The filter of answers, which is made for a stream only when its headers pass here and bear
 /// intake's mark: no other stream pays for its callbacks. (A route could not enable it: which filters
 /// a stream has is settled by its first route, before its body is read.)
-fn restorer(ecds: &Path) -> Value {
-    let mut dynamic = discovered(super::ecds::RESTORER, ecds);
+pub(super) fn restorer(source: &Source<'_>) -> Value {
+    let mut dynamic = discovered(super::ecds::RESTORER, source);
     let marked = json!({"single_predicate": {
         "input": {
             "name": "mark",
@@ -411,8 +458,9 @@ fn restorer(ecds: &Path) -> Value {
         },
         "value_match": {"exact": "1"},
     }});
+    let name = source.filter(super::ecds::RESTORER);
     json!({
-        "name": super::ecds::RESTORER,
+        "name": name,
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
             "extension_config": {
@@ -422,11 +470,11 @@ fn restorer(ecds: &Path) -> Value {
             "xds_matcher": {"matcher_list": {"matchers": [{
                 "predicate": marked,
                 "on_match": {"action": {
-                    "name": super::ecds::RESTORER,
+                    "name": name,
                     "typed_config": {
                         "@type": http("composite.v3.ExecuteFilterAction"),
                         "dynamic_config": {
-                            "name": super::ecds::RESTORER,
+                            "name": name,
                             "config_discovery": dynamic["config_discovery"].take(),
                         },
                     },
@@ -451,10 +499,10 @@ fn socket_address(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 
-fn http(name: &str) -> String {
+pub(super) fn http(name: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.filters.http.{name}")
 }
 
-fn network(name: &str) -> String {
+pub(super) fn network(name: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.filters.network.{name}")
 }

@@ -48,13 +48,18 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn create(out: &Path) -> Result<Self, RenderError> {
+        Self::create_in(out, &["ecds", "modules"])
+    }
+
+    /// An output folder with these folders in it.
+    pub(crate) fn create_in(out: &Path, folders: &[&str]) -> Result<Self, RenderError> {
         create_folder(out)?;
         let dir = fs::canonicalize(out).map_err(|source| RenderError::Write {
             doing: "finding the folder",
             path: out.to_owned(),
             source,
         })?;
-        for folder in ["ecds", "modules"] {
+        for folder in folders {
             create_folder(&dir.join(folder))?;
         }
         Ok(Self { rendered: Rendered { dir, written: Vec::new(), unchanged: Vec::new() } })

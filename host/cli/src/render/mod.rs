@@ -6,8 +6,12 @@
 
 mod ecds;
 mod envoy;
+mod envoy_gateway;
 mod features;
 mod files;
+#[cfg(test)]
+mod golden;
+mod istio;
 mod resource;
 mod revive;
 
@@ -20,7 +24,9 @@ use serde_json::Value;
 
 use crate::config::{Config, FeedAddress, PluginModule};
 pub(crate) use envoy::{CLIENT_MAY_NOT_SEND, DESTINATION, REWRITTEN};
+pub use envoy_gateway::render as envoy_gateway;
 pub(crate) use files::{Output, content_hash};
+pub use istio::{Scorers, render as istio};
 #[cfg(test)]
 pub(crate) use resource::Loaded;
 pub(crate) use resource::{Resource, place_number, read_filters};
@@ -64,6 +70,22 @@ pub enum RenderError {
         key: String,
         /// The file that was read.
         path: PathBuf,
+    },
+    /// The configuration has nothing for this kind of gateway.
+    #[error("the configuration has no section {section}, which this gateway needs")]
+    NoSection {
+        /// The key.
+        section: &'static str,
+    },
+    /// What this kind of gateway cannot do.
+    #[error("{key}: not with {gateway}: {reason}")]
+    Unsupported {
+        /// The key of the configuration.
+        key: String,
+        /// The kind of gateway.
+        gateway: &'static str,
+        /// Why, and what to do.
+        reason: String,
     },
     /// The output could not be written.
     #[error("{doing} {}: {source}", path.display())]
@@ -156,7 +178,7 @@ pub(crate) fn loaded(config: &Config) -> Result<LoadedFilters, RenderError> {
         Ok::<_, RenderError>(path)
     };
     let paths = read.named(config, &mut file)?;
-    let filters = ecds::filters(config, &paths, &BTreeMap::new());
+    let filters = ecds::filters(config, &paths, &BTreeMap::new(), &BTreeMap::new());
     let own = ["router.wasm", "feeder.wasm", "meter.wasm"];
     let own = own.iter().filter(|name| **name != "meter.wasm" || read.meter.is_some());
     let files = own
@@ -170,8 +192,18 @@ fn filters(
     paths: &ModulePaths,
     dir: &Path,
 ) -> Result<Vec<(String, String)>, RenderError> {
+    filters_with(config, paths, dir, &BTreeMap::new())
+}
+
+/// The same, where pools' clusters have other names.
+fn filters_with(
+    config: &Config,
+    paths: &ModulePaths,
+    dir: &Path,
+    clusters: &BTreeMap<String, String>,
+) -> Result<Vec<(String, String)>, RenderError> {
     let held = resource::places_held(&read_filters(&dir.join("ecds")));
-    let filters = ecds::filters(config, paths, &held).into_iter();
+    let filters = ecds::filters(config, paths, &held, clusters).into_iter();
     let texts = filters.map(|(name, filter)| {
         let text = yaml(Path::new(&name), &ecds::resource(&name, filter))?;
         Ok((name, format!("{}{text}", ecds::HEADER)))
@@ -225,6 +257,37 @@ impl Modules {
                 .collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// Writes the modules into `out` and gives where the gateway's pods have them, in `folder`.
+fn modules_of_pods(
+    config: &Config,
+    output: &mut Output,
+    folder: &Path,
+) -> Result<ModulePaths, RenderError> {
+    let read = Modules::read(config)?;
+    read.named(config, &mut |name, bytes| {
+        let name = module_name(name, bytes);
+        output.write(&name, bytes)?;
+        Ok(folder.join(name.rsplit('/').next().unwrap_or_default()))
+    })
+}
+
+/// Writes Kubernetes resources, each list of them as a file of several documents.
+fn write_resources(
+    output: &mut Output,
+    header: &str,
+    files: &[(String, Vec<Value>)],
+) -> Result<(), RenderError> {
+    for (name, resources) in files {
+        let mut text = header.to_owned();
+        for resource in resources {
+            text.push_str("---\n");
+            text.push_str(&yaml(Path::new(name), resource)?);
+        }
+        output.write(name, text.as_bytes())?;
+    }
+    Ok(())
 }
 
 fn module_name(name: &str, bytes: &[u8]) -> String {

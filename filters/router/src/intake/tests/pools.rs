@@ -109,3 +109,18 @@ fn a_host_that_lets_no_pool_be_chosen_leaves_the_request_undecided() {
     assert_eq!(gateway.counter("wasm_epp_requests_rerouted_total"), 0);
     assert!(gateway.host.property(&[FEATURES_PROPERTY]).unwrap().is_none());
 }
+
+#[test]
+fn a_pool_is_known_by_the_cluster_that_somebody_else_named() {
+    let mut gateway = Gateway::new();
+    let config = r#"{"maxBodyBytes":4096,"maxStateAgeMs":1000,"pools":[
+        {"name":"front","cluster":"outbound|80||front.ns.svc.cluster.local"},
+        {"name":"pool","cluster":"outbound|8000||pool.ns.svc.cluster.local"}]}"#;
+    gateway.intake = Intake::new(IntakeConfig::parse(config.as_bytes()).unwrap());
+    gateway.hold(8, &text(640), None, 6, &[1]);
+    gateway.route("outbound|8000||pool.ns.svc.cluster.local");
+    assert!(gateway.ask("m").unwrap().starts_with("b,"));
+    // The pool's own name is no cluster's then.
+    gateway.route("pool");
+    assert_eq!(gateway.ask("m"), None);
+}

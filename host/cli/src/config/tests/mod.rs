@@ -1,6 +1,7 @@
 //! The file as a whole; single values are in `values`.
 
 mod features;
+mod gateways;
 mod traffic;
 mod values;
 
