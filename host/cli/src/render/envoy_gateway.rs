@@ -55,7 +55,7 @@ pub fn render(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
     });
     let modules = super::ModulePaths { scorers, ..modules };
     for (name, text) in
-        super::filters_with(&in_places, &modules, &output.dir().to_owned(), &clusters)?
+        super::filters_with(&in_places, &modules, output.dir(), &clusters)?
     {
         output.write(&format!("ecds/{name}.yaml"), text.as_bytes())?;
     }
