@@ -3,6 +3,7 @@
 mod burst;
 mod chain;
 mod cpu;
+mod events;
 mod freshness;
 mod load;
 mod machine;
@@ -46,7 +47,7 @@ enum Bench {
     Burst(burst::Flags),
     /// Worker CPU per request: no filter, a filter that only waits for the body, the router
     Cpu(cpu::Flags),
-    /// Time from an event's publication until a request is routed by it
+    /// Time from an event's publication until every worker routes by it, under others' events
     Freshness(freshness::Flags),
     /// Memory of ten million (stride, endpoint) pairs in daemon and gateway
     Memory(memory::Flags),
@@ -54,6 +55,9 @@ enum Bench {
     Meter(meter::Flags),
     /// Whether every packaging of every scorer says the same, bit for bit
     Parity(parity::Flags),
+    /// The engines that publish for `freshness`, until they are killed
+    #[command(hide = true)]
+    Publish(freshness::PublishFlags),
     /// Scorers exchanged under traffic: requests failed, streams cut, memory left behind
     Swap(swap::Flags),
 }
@@ -69,6 +73,7 @@ impl Bench {
             Self::Memory(_) => "memory",
             Self::Meter(_) => "meter",
             Self::Parity(_) => "parity",
+            Self::Publish(_) => "publish",
             Self::Swap(_) => "swap",
         }
     }
@@ -91,10 +96,13 @@ async fn main() -> ExitCode {
             Bench::Chain(chain) => chain::run(chain).await.map(Report::from),
             Bench::Burst(burst) => burst::run(burst).await.map(Report::from),
             Bench::Cpu(cpu) => cpu::run(cpu).await,
-            Bench::Freshness(freshness) => freshness::run(freshness).await.map(Report::from),
+            Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await.map(Report::from),
             Bench::Meter(meter) => meter::run(meter).await.map(Report::from),
             Bench::Parity(parity) => parity::run(parity).await.map(Report::from),
+            Bench::Publish(publish) => {
+                freshness::publish(publish).await.map(|()| Report::from((String::new(), json!({}))))
+            }
             Bench::Swap(swap) => swap::run(swap).await.map(Report::from),
         }
     };
