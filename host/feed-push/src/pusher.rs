@@ -177,7 +177,11 @@ impl<S: StateSource> Pusher<S> {
             let changed = Arc::clone(&self.config.changed);
             let notified = changed.notified();
             match self.push(connection).await {
-                Some(Fill::More) => continue,
+                // Also where there is no end of it, or a hot restart would not be found.
+                Some(Fill::More | Fill::Newer) if Instant::now() >= rotate_at => {
+                    return Ended::Rotate;
+                }
+                Some(Fill::More | Fill::Newer) => continue,
                 Some(Fill::Drained) => {}
                 None => return Ended::Failed,
             }
@@ -269,11 +273,11 @@ impl<S: StateSource> Pusher<S> {
 
     async fn exchange(&mut self, connection: &mut Connection) -> Option<Fill> {
         let Some(session) = &mut self.session else { return Some(Fill::Drained) };
-        // A snapshot is complete with the batch that drains it; whether this one does is known only
-        // after filling, so the header is written last.
+        // A snapshot is complete with the batch that has the last of it; whether this one does is known
+        // only after filling, so the header is written last.
         let mut batch = BatchBuilder::new(session.next_header(false));
         let fill = self.source.fill(session.epoch, &mut batch, MAX_BYTES, MAX_ENTRIES);
-        let completes = fill == Fill::Drained && !session.is_complete;
+        let completes = fill != Fill::More && !session.is_complete;
         let (entries, bytes) = (u64::from(batch.count()), batch.len_bytes() as u64);
         let body = if completes { batch.finish_completing() } else { batch.finish() };
         let ack = match connection.post(body, ANSWER).await {

@@ -13,6 +13,7 @@ mod parity;
 mod plot;
 mod publisher;
 mod report;
+mod scale;
 mod swap;
 mod table;
 mod traffic;
@@ -58,6 +59,8 @@ enum Bench {
     /// The engines that publish for `freshness`, until they are killed
     #[command(hide = true)]
     Publish(freshness::PublishFlags),
+    /// Daemon and gateway at millions of strides: memory, snapshot, decisions, and how they grow
+    Scale(scale::Flags),
     /// Scorers exchanged under traffic: requests failed, streams cut, memory left behind
     Swap(swap::Flags),
 }
@@ -74,6 +77,7 @@ impl Bench {
             Self::Meter(_) => "meter",
             Self::Parity(_) => "parity",
             Self::Publish(_) => "publish",
+            Self::Scale(_) => "scale",
             Self::Swap(_) => "swap",
         }
     }
@@ -103,6 +107,7 @@ async fn main() -> ExitCode {
             Bench::Publish(publish) => {
                 freshness::publish(publish).await.map(|()| Report::from((String::new(), json!({}))))
             }
+            Bench::Scale(scale) => scale::run(scale).await,
             Bench::Swap(swap) => swap::run(swap).await.map(Report::from),
         }
     };

@@ -141,12 +141,12 @@ impl Engine {
 }
 
 /// After the empty topic's frame (two bytes) and its own flags and length.
-const SEQUENCE: Range<usize> = 4..12;
+pub(crate) const SEQUENCE: Range<usize> = 4..12;
 /// After the payload's flags and length, and the marks of its array and of the number.
 const TIME: Range<usize> = 23..31;
 
 /// Three frames: topic, sequence number, payload, the last one with a long length.
-fn message(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn message(payload: &[u8]) -> Vec<u8> {
     let mut message = vec![1, 0, 1, 8];
     message.extend([0; 8]);
     message.push(2);
@@ -156,7 +156,7 @@ fn message(payload: &[u8]) -> Vec<u8> {
 }
 
 /// Shakes hands as a publisher without a heartbeat, and waits for the subscription.
-async fn subscribed(mut stream: TcpStream) -> Result<TcpStream> {
+pub(crate) async fn subscribed(mut stream: TcpStream) -> Result<TcpStream> {
     stream.set_nodelay(true)?;
     let mut greeting = [0u8; 64];
     greeting[0] = 0xff;

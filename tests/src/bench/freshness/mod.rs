@@ -5,9 +5,9 @@
 //! worker's probe listener, so it sees what each would decide. Of two endpoints the one with events says
 //! that requests wait: it is picked for the prompt once its blocks are in the gateway, and never before.
 
-mod engines;
+pub(crate) mod engines;
 mod point;
-mod probes;
+pub(crate) mod probes;
 pub(crate) mod prompts;
 
 use anyhow::{Result, ensure};
@@ -25,6 +25,9 @@ pub(crate) struct Flags {
     /// Events measured per row
     #[arg(long, default_value_t = 100)]
     events: usize,
+    /// Longest time for them; a row that takes it has fewer
+    #[arg(long, default_value_t = 20)]
+    row_seconds: u64,
     /// Blocks of 16 tokens per event, of those that are measured and of the others
     #[arg(long, default_value_t = 32)]
     blocks: usize,
@@ -63,7 +66,8 @@ impl Flags {
             (_, true) => (&[], &[]),
             _ => (&[1, 64], &[1, 2]),
         };
-        let rates = self.rates.iter().map(|rate| point(*rate, self.engines, 1)).collect();
+        let of = |rate: &u64| point(*rate, if *rate > 0 { self.engines } else { 0 }, 1);
+        let rates = self.rates.iter().map(of).collect();
         let engines = engines.iter().map(|engines| point(self.growth_rate, *engines, 1)).collect();
         let gateways =
             gateways.iter().map(|count| point(self.growth_rate, self.engines, *count)).collect();
@@ -80,7 +84,7 @@ pub(crate) async fn run(flags: &Flags) -> Result<Report> {
         for point in points {
             eprintln!("{point} ...");
             let measured = measure(point, flags).await?;
-            eprintln!("  seen by all workers in {:.2} ms p50", measured.visible_ms(0.5));
+            eprintln!("  seen by all workers in {} ms p50", in_ms(measured.visible_ms(0.5)));
             rows.push(measured);
         }
         groups.push(rows);
@@ -88,8 +92,8 @@ pub(crate) async fn run(flags: &Flags) -> Result<Report> {
     let [rates, engines, gateways] = &groups[..] else { anyhow::bail!("three groups of rows") };
     let all = || groups.iter().flatten();
     let table = format!(
-        "From publishing an event of {} blocks until each of {} workers routes by it; {} events per \
-         row, seed {}\n{}",
+        "From publishing an event of {} blocks until each of {} workers routes by it; at most {} events \
+         per row, seed {}\n{}",
         flags.blocks,
         flags.workers,
         flags.events,
@@ -107,7 +111,7 @@ pub(crate) async fn run(flags: &Flags) -> Result<Report> {
     let of = |rows: &[Measured], x: fn(&Measured) -> f64| {
         [("p50", 0.5), ("p99", 0.99)].map(|(name, share)| Series {
             name: name.to_owned(),
-            points: rows.iter().map(|row| (x(row), row.visible_ms(share))).collect(),
+            points: rows.iter().filter_map(|row| Some((x(row), row.visible_ms(share)?))).collect(),
         })
     };
     // A rate of 0 has no place on a logarithmic axis.
@@ -126,9 +130,21 @@ pub(crate) async fn run(flags: &Flags) -> Result<Report> {
             "engines" => |row| row.point.engines as f64,
             _ => |row| row.point.gateways as f64,
         };
-        plots.push((name, plot::lines(&axes(title, x), &of(rows, pick))?));
+        let mut curves = Vec::from(of(rows, pick));
+        curves.retain(|curve| !curve.points.is_empty());
+        if !curves.is_empty() {
+            plots.push((name, plot::lines(&axes(title, x), &curves)?));
+        }
     }
     Ok(Report { table, result, plots })
+}
+
+/// A time, or what is known of one that did not end.
+fn in_ms(time: Option<f64>) -> String {
+    match time {
+        Some(ms) => format!("{ms:.2}"),
+        None => format!("> {}", point::PATIENCE.as_millis()),
+    }
 }
 
 fn table_of<'m>(rows: impl Iterator<Item = &'m Measured>) -> String {
@@ -137,6 +153,7 @@ fn table_of<'m>(rows: impl Iterator<Item = &'m Measured>) -> String {
         "applied",
         "engines",
         "gateways",
+        "events",
         "p50 ms",
         "p90",
         "p99",
@@ -148,12 +165,13 @@ fn table_of<'m>(rows: impl Iterator<Item = &'m Measured>) -> String {
     ];
     let mut table = vec![head.map(str::to_owned).to_vec()];
     for row in rows {
-        let ms = |share| format!("{:.2}", row.visible_ms(share));
+        let ms = |share| in_ms(row.visible_ms(share));
         table.push(vec![
             row.point.rate.to_string(),
             format!("{:.0}", row.applied_per_s),
             row.point.engines.to_string(),
             row.point.gateways.to_string(),
+            row.events().to_string(),
             ms(0.5),
             ms(0.9),
             ms(0.99),
@@ -169,12 +187,13 @@ fn table_of<'m>(rows: impl Iterator<Item = &'m Measured>) -> String {
 
 impl Measured {
     fn json(&self) -> Value {
-        let quantiles = |of: &dyn Fn(f64) -> f64| {
-            let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(|share| rounded(of(share)));
+        let quantiles = |of: &dyn Fn(f64) -> Option<f64>| {
+            let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(|share| of(share).map(rounded));
             json!({"p50": p50, "p90": p90, "p99": p99, "max": max})
         };
         json!({
             "offered_blocks_per_s": self.point.rate,
+            "events": self.events(),
             "applied_blocks_per_s": self.applied_per_s.round(),
             "engines": self.point.engines,
             "gateways": self.point.gateways,

@@ -18,7 +18,7 @@ use crate::publisher::Publisher;
 use crate::table::quantile;
 
 /// A batch that is not seen after this is not seen.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Until all runs.
 const START: Duration = Duration::from_secs(120);
 /// So many events in a row that are not seen end a row: the state is behind and stays there.
@@ -48,7 +48,7 @@ pub(super) struct Measured {
     pub(super) point: Point,
     /// Blocks of the other engines that the daemon applied, per second.
     pub(super) applied_per_s: f64,
-    /// Of the last worker, per event.
+    /// Of the last worker, per event; infinite of one that is not seen.
     latest_ms: Vec<f64>,
     /// When the last worker was last seen not to know.
     earliest_ms: Vec<f64>,
@@ -63,16 +63,22 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    pub(super) fn visible_ms(&self, share: f64) -> f64 {
-        quantile(&self.latest_ms, share)
+    /// How many were measured.
+    pub(super) fn events(&self) -> usize {
+        self.latest_ms.len()
     }
 
-    pub(super) fn unseen_before_ms(&self, share: f64) -> f64 {
-        quantile(&self.earliest_ms, share)
+    /// `None` where the quantile is of an event that was not seen.
+    pub(super) fn visible_ms(&self, share: f64) -> Option<f64> {
+        Some(quantile(&self.latest_ms, share)).filter(|ms| ms.is_finite())
     }
 
-    pub(super) fn probe_ms(&self, share: f64) -> f64 {
-        quantile(&self.probes_ms, share)
+    pub(super) fn unseen_before_ms(&self, share: f64) -> Option<f64> {
+        Some(quantile(&self.earliest_ms, share)).filter(|ms| ms.is_finite())
+    }
+
+    pub(super) fn probe_ms(&self, share: f64) -> Option<f64> {
+        Some(quantile(&self.probes_ms, share))
     }
 }
 
@@ -86,7 +92,8 @@ struct Arrangement {
     publisher: Publisher,
     prompts: Prompts,
     holder: Backend,
-    _idle: Backend,
+    /// Metrics pages of the other endpoints.
+    _pages: [Backend; 2],
 }
 
 pub(super) async fn measure(point: Point, flags: &Flags) -> Result<Measured> {
@@ -109,7 +116,11 @@ pub(super) async fn measure(point: Point, flags: &Flags) -> Result<Measured> {
     };
     let mut unseen_in_a_row = 0;
     let (before, started) = (all.reading().await?, Instant::now());
+    let limit = Duration::from_secs(flags.row_seconds);
     for event in 0..flags.events {
+        if started.elapsed() > limit {
+            break;
+        }
         let (tokens, question) = all.prompts.next(flags.blocks);
         let pause = Duration::from_micros(3_000 + all.prompts.random.below(20_000));
         let publish = async {
@@ -121,6 +132,8 @@ pub(super) async fn measure(point: Point, flags: &Flags) -> Result<Measured> {
         let (seen, published) = (seen.with_context(|| format!("event {event}"))?, published?);
         let Some(seen) = seen.into_iter().collect::<Option<Vec<_>>>() else {
             measured.unseen += 1;
+            measured.latest_ms.push(f64::INFINITY);
+            measured.earliest_ms.push(f64::INFINITY);
             unseen_in_a_row += 1;
             if unseen_in_a_row >= MAX_UNSEEN {
                 break;
@@ -161,6 +174,8 @@ impl Arrangement {
     async fn start(point: Point, flags: &Flags) -> Result<Self> {
         let mut publisher = Publisher::bind().await?;
         let (holder, idle) = (Backend::start(page(9)).await?, Backend::start(page(0)).await?);
+        // Every engine that publishes beside it: busy, so that none is picked for want of a match.
+        let busy = Backend::start_at((Ipv4Addr::UNSPECIFIED, 0).into(), page(9)).await?;
         let names: Vec<String> = (0..point.gateways)
             .map(|number| format!("- {{name: gw-{number}, feed: \"unix:{}\"}}\n", feed_of(number)))
             .collect();
@@ -192,9 +207,8 @@ impl Arrangement {
             let (process, endpoints) = engines::start(&publish, &log)?;
             publishers = Some(process);
             for (number, endpoint) in endpoints.into_iter().enumerate() {
-                // Nothing listens there: an endpoint that is not ready is followed and never picked.
                 let ip = Ipv4Addr::new(127, 1, (number / 250) as u8, (number % 250 + 1) as u8);
-                let http = SocketAddr::new(IpAddr::V4(ip), 9);
+                let http = SocketAddr::new(IpAddr::V4(ip), busy.address.port());
                 others.push(http.to_string());
                 let kv_events = Some(endpoint);
                 stand.engines.push(Engine { http, kv_events, replay: None, process: None });
@@ -219,8 +233,8 @@ impl Arrangement {
         })
         .await?;
         stand.wait_ready().await?;
-        let all =
-            Self { stand, gateways, publishers, others, publisher, prompts, holder, _idle: idle };
+        let _pages = [idle, busy];
+        let all = Self { stand, gateways, publishers, others, publisher, prompts, holder, _pages };
         // What is held is there first, and a second of the load.
         let held = if point.rate > 0 { (flags.held / flags.blocks) as u64 } else { 0 };
         let warm = held + point.rate / (2 * flags.blocks as u64) / 2;

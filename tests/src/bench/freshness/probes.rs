@@ -63,6 +63,18 @@ impl Workers {
         Ok(Self { connections: by_vm.into_values().collect(), trips: Vec::new() })
     }
 
+    /// Asks one worker, each in turn. Gives its decision and the time that took.
+    ///
+    /// # Errors
+    ///
+    /// A worker that does not answer.
+    pub(crate) async fn ask(&mut self, question: Bytes) -> Result<(Value, Duration)> {
+        self.connections.rotate_left(1);
+        let connection = self.connections.first_mut().context("a worker")?;
+        let asked = Instant::now();
+        Ok((connection.ask(question).await?, asked.elapsed()))
+    }
+
     /// Asks every worker until each picks `holder`. `None` of a worker that does not within `patience`.
     ///
     /// # Errors

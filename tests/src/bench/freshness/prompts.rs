@@ -27,7 +27,31 @@ impl Prompts {
         };
         let plain: Vec<u32> = (0..table.len() as u32).filter(is_plain).collect();
         ensure!(plain.len() > 1000, "only {} tokens are plain text", plain.len());
-        Ok(Self { table, plain, random: Random(seed.max(1)) })
+        Ok(Self { table, plain, random: Random::new(seed) })
+    }
+
+    /// Only of tokens of so many bytes, so that each block is as long.
+    pub(crate) fn of_token_bytes(mut self, bytes: usize) -> Result<Self> {
+        self.plain.retain(|id| self.table.bytes(*id).is_some_and(|token| token.len() == bytes));
+        ensure!(self.plain.len() >= 256, "{} tokens of {bytes} bytes", self.plain.len());
+        Ok(self)
+    }
+
+    /// Tokens alone, the same ones of the same `seed`.
+    pub(crate) fn tokens_of(&mut self, seed: u64, blocks: usize, tokens: &mut Vec<u32>) {
+        self.random = Random::new(seed);
+        let plain = self.plain.len() as u64;
+        tokens.clear();
+        tokens.extend((0..blocks * BLOCK).map(|_| self.plain[self.random.below(plain) as usize]));
+    }
+
+    /// The request whose prompt is the tokens' text.
+    pub(crate) fn question(&self, tokens: &[u32]) -> Bytes {
+        let text: Vec<u8> =
+            tokens.iter().filter_map(|id| self.table.bytes(*id)).flatten().copied().collect();
+        let prompt = String::from_utf8_lossy(&text);
+        let body = json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
+        Bytes::from(body.to_string())
     }
 
     /// Tokens, and the request whose prompt is their text.
@@ -35,11 +59,8 @@ impl Prompts {
         let plain = self.plain.len() as u64;
         let mut token = || self.plain[self.random.below(plain) as usize];
         let tokens: Vec<u32> = (0..blocks * BLOCK).map(|_| token()).collect();
-        let text: Vec<u8> =
-            tokens.iter().filter_map(|id| self.table.bytes(*id)).flatten().copied().collect();
-        let prompt = String::from_utf8_lossy(&text);
-        let body = json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
-        (tokens, Bytes::from(body.to_string()))
+        let question = self.question(&tokens);
+        (tokens, question)
     }
 }
 
@@ -47,6 +68,10 @@ impl Prompts {
 pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.max(1))
+    }
+
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
