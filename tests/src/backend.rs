@@ -40,7 +40,13 @@ type Answer = Arc<Mutex<Bytes>>;
 impl Backend {
     /// Starts one on a free loopback port.
     pub async fn start(metrics: impl Into<Bytes>) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at("127.0.0.1:0".parse()?, metrics).await
+    }
+
+    /// Starts one at an address. The unspecified one is every address of 127.0.0.0/8 at once, so that
+    /// one server is as many endpoints as a test wants.
+    pub async fn start_at(at: SocketAddr, metrics: impl Into<Bytes>) -> Result<Self> {
+        let listener = TcpListener::bind(at).await?;
         let address = listener.local_addr()?;
         let answer: Answer =
             Arc::new(Mutex::new(Bytes::from_static(b"{\"object\":\"constant\"}\n")));

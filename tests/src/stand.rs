@@ -45,6 +45,8 @@ pub struct StandOptions {
     pub model: String,
     /// Whether prompts of token ids are matched too.
     pub token_id_prompts: bool,
+    /// Strides that are listed at most, if not the daemon's default.
+    pub max_strides: Option<u64>,
     /// LoRA adapters that the daemon is told of.
     pub adapters: Vec<String>,
     /// Pools after the first, which is of what is above and is called "pool".
@@ -65,6 +67,7 @@ impl Default for StandOptions {
             workers: 1,
             model: "tiny".into(),
             token_id_prompts: false,
+            max_strides: None,
             adapters: Vec::new(),
             more_pools: Vec::new(),
             engines_connect: false,
@@ -238,9 +241,10 @@ impl Stand {
         let PoolOptions { name, model, .. } = pool;
         let _ = write!(
             text,
-            "- name: {name}\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}, aliases: {}, adapters: {}}}\n",
+            "- name: {name}\n  models:\n  - {{name: {model}, folder: {}, tokenIdPrompts: {}{}, aliases: {}, adapters: {}}}\n",
             root().join("tests/golden/tiny-model").display(),
             self.options.token_id_prompts,
+            self.options.max_strides.map(|max| format!(", maxStrides: {max}")).unwrap_or_default(),
             Value::from(pool.aliases.clone()),
             Value::from(pool.adapters.clone()),
         );

@@ -12,8 +12,11 @@ use tokio::time::{Instant, sleep_until};
 use crate::connection::{ConnectError, Connection, Target};
 use crate::session::{Fill, Next, Session, StateSource};
 
-/// A batch holds one gateway worker for its application; 500 values take about 0.3 ms.
-const MAX_ENTRIES: u32 = 500;
+/// Values in a batch. It holds one gateway worker for its application; 500 values take about 0.3 ms.
+const ENTRIES: u32 = 500;
+/// Values in a batch while more waits than the gateway takes in by smaller ones: each has its turn of
+/// the connection, which costs more than applying 500 values does.
+const MOST_ENTRIES: u32 = 4 * ENTRIES;
 const MAX_BYTES: usize = 1 << 20;
 /// A fresh connection this often.
 const ROTATE: Duration = Duration::from_secs(1);
@@ -111,6 +114,8 @@ pub struct Pusher<S> {
     status: Arc<Mutex<GatewayStatus>>,
     session: Option<Session>,
     standby_since: Option<Instant>,
+    /// Values in the next batch.
+    max_entries: u32,
 }
 
 enum Ended {
@@ -122,7 +127,14 @@ enum Ended {
 impl<S: StateSource> Pusher<S> {
     /// A pusher; [`Self::run`] starts it.
     pub fn new(config: PusherConfig, source: S) -> Self {
-        Self { config, source, status: Arc::default(), session: None, standby_since: None }
+        Self {
+            config,
+            source,
+            status: Arc::default(),
+            session: None,
+            standby_since: None,
+            max_entries: ENTRIES,
+        }
     }
 
     /// Its status, shared.
@@ -177,7 +189,11 @@ impl<S: StateSource> Pusher<S> {
             let changed = Arc::clone(&self.config.changed);
             let notified = changed.notified();
             match self.push(connection).await {
-                Some(Fill::More) => continue,
+                // Also where there is no end of it, or a hot restart would not be found.
+                Some(Fill::More | Fill::Newer) if Instant::now() >= rotate_at => {
+                    return Ended::Rotate;
+                }
+                Some(Fill::More | Fill::Newer) => continue,
                 Some(Fill::Drained) => {}
                 None => return Ended::Failed,
             }
@@ -269,11 +285,15 @@ impl<S: StateSource> Pusher<S> {
 
     async fn exchange(&mut self, connection: &mut Connection) -> Option<Fill> {
         let Some(session) = &mut self.session else { return Some(Fill::Drained) };
-        // A snapshot is complete with the batch that drains it; whether this one does is known only
-        // after filling, so the header is written last.
+        // A snapshot is complete with the batch that has the last of it; whether this one does is known
+        // only after filling, so the header is written last.
         let mut batch = BatchBuilder::new(session.next_header(false));
-        let fill = self.source.fill(session.epoch, &mut batch, MAX_BYTES, MAX_ENTRIES);
-        let completes = fill == Fill::Drained && !session.is_complete;
+        let fill = self.source.fill(session.epoch, &mut batch, MAX_BYTES, self.max_entries);
+        self.max_entries = match fill {
+            Fill::Drained => ENTRIES,
+            Fill::More | Fill::Newer => MOST_ENTRIES.min(self.max_entries * 2),
+        };
+        let completes = fill != Fill::More && !session.is_complete;
         let (entries, bytes) = (u64::from(batch.count()), batch.len_bytes() as u64);
         let body = if completes { batch.finish_completing() } else { batch.finish() };
         let ack = match connection.post(body, ANSWER).await {

@@ -7,8 +7,12 @@ use feed::{Ack, AckStatus, BatchBuilder, BatchHeader, Head};
 pub enum Fill {
     /// Everything that changed is in the batch.
     Drained,
-    /// The batch is full and more is waiting.
+    /// The batch is full and more is waiting, some of it since the snapshot began.
     More,
+    /// The batch is full and more is waiting, but everything that the snapshot began with has been in a
+    /// batch. Where changes outrun the gateway that is when the snapshot is whole: it holds a value of
+    /// everything, and is as late as at any other time.
+    Newer,
 }
 
 /// State to push to one gateway.

@@ -349,6 +349,9 @@ fn key(r: &mut Reader<'_>) -> Result<EngineKey, DecodeError> {
 
 /// A token id, or the pair of ids that SGLang announces under EAGLE, of which the first is it.
 fn token(r: &mut Reader<'_>) -> Result<u32, DecodeError> {
+    if let Some(id) = r.plain_u32() {
+        return Ok(id);
+    }
     let offset = r.offset();
     if matches!(r.peek()?, Marker::FixArray(_) | Marker::Array16 | Marker::Array32) {
         let len = r.array("token_ids")?;

@@ -8,6 +8,7 @@ use hashbrown::HashTable;
 use prefix::{Holder, Namespace, Stride, StrideKey};
 use smallvec::SmallVec;
 
+use crate::content::ContentHasher;
 use crate::dirty::DirtySet;
 use crate::hybrid::Hybrid;
 use crate::node::{Arena, EngineHash, NodeId, Reach};
@@ -25,7 +26,6 @@ mod windows;
 use batch::InBatch;
 pub use import::Imported;
 use names::Names;
-use tree::ContentHasher;
 pub use types::{IndexConfig, IndexStats, KeySpace, Presence, Stored, StoredBlocks, Tier};
 
 /// Nodes that nobody holds and that are kept for announcements by hash and for repeats.

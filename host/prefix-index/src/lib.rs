@@ -16,6 +16,7 @@
 //! pool ([`Index::import`]), which then goes on as the first would have.
 
 mod codec;
+mod content;
 mod dirty;
 mod hybrid;
 mod index;

@@ -17,8 +17,9 @@ pub(crate) struct StrideEntry {
 }
 
 /// Buckets that share one list. A list per bucket would be reallocated every few strides and keep a
-/// sixth of its memory in headers; of longer ones more has to move to make room.
-const SEGMENT_BUCKETS: usize = 8;
+/// sixth of its memory in headers; of longer ones more has to move to make room, from memory that is in
+/// no cache (`scripts/bench index`).
+const SEGMENT_BUCKETS: usize = 2;
 
 /// The strides of neighbouring buckets, bucket after bucket.
 #[derive(Debug, Default)]

@@ -67,7 +67,7 @@ impl Subject for Dynamo {
         Ok(Tree { backend: Arc::new(ConcurrentRadixTreeCompressed::new()), lane: None })
     }
 
-    fn batch(&self, batch: &Batch) -> Vec<RouterEvent> {
+    fn batch(&self, batch: &Batch) -> Result<Vec<RouterEvent>> {
         let event = |event: &Event| {
             let data = match event {
                 Event::Stored { parent, hashes, token_ids } => {
@@ -94,7 +94,7 @@ impl Subject for Dynamo {
             let event = KvCacheEvent { event_id: 0, data, dp_rank: 0 };
             RouterEvent::new(u64::from(batch.slot), event)
         };
-        batch.events.iter().map(event).collect()
+        Ok(batch.events.iter().map(event).collect())
     }
 
     fn apply(&self, tree: &mut Tree, batches: &mut Vec<Vec<RouterEvent>>) -> Result<()> {
@@ -110,7 +110,7 @@ impl Subject for Dynamo {
         let (sender, receiver) = flume::bounded(CHUNK);
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                for event in batches.iter().flat_map(|batch| self.batch(batch)) {
+                for event in batches.iter().flat_map(|batch| self.batch(batch)).flatten() {
                     if sender.send(WorkerTask::Event(event)).is_err() {
                         // The lane says why it ended.
                         return;

@@ -6,6 +6,8 @@
 
 mod corpus;
 mod dynamo;
+#[path = "../../src/bench/events.rs"]
+mod events;
 mod oracle;
 mod ours;
 mod random;
@@ -14,6 +16,7 @@ mod subject;
 #[path = "../../src/bench/table.rs"]
 mod table;
 mod trace;
+mod wire;
 
 use std::process::{Command, ExitCode};
 
@@ -29,6 +32,7 @@ use crate::smg::Smg;
 use crate::subject::{Plan, measure};
 use crate::table::aligned;
 use crate::trace::{Options, Trace};
+use crate::wire::Wire;
 
 const ENDPOINTS: usize = 64;
 /// As the daemon sizes its buckets.
@@ -67,6 +71,8 @@ struct Flags {
 enum Which {
     /// Ours, over text: token ids become bytes
     Text,
+    /// Ours, over text, from the bytes that an engine publishes
+    Wire,
     /// Ours, over token ids
     TokenIds,
     /// `ConcurrentRadixTreeCompressed` of `dynamo-kv-router`
@@ -76,7 +82,7 @@ enum Which {
 }
 
 impl Which {
-    const ALL: [Self; 4] = [Self::Text, Self::TokenIds, Self::Dynamo, Self::Smg];
+    const ALL: [Self; 5] = [Self::Text, Self::Wire, Self::TokenIds, Self::Dynamo, Self::Smg];
 
     fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -85,6 +91,7 @@ impl Which {
     fn title(self) -> &'static str {
         match self {
             Self::Text => "wasm-epp, text",
+            Self::Wire => "wasm-epp, text, decoded too",
             Self::TokenIds => "wasm-epp, token ids",
             Self::Dynamo => "dynamo-kv-router CRTC",
             Self::Smg => "kv-index ChainIndex",
@@ -146,6 +153,7 @@ fn run(which: Which, flags: &Flags) -> Result<Value> {
     let block = trace::BLOCK as f64;
     let mut result = match which {
         Which::Text => measure(&ours(KeySpace::Text, block * bytes_per_token), &trace, &plan),
+        Which::Wire => measure(&Wire(ours(KeySpace::Text, block * bytes_per_token)), &trace, &plan),
         Which::TokenIds => measure(&ours(KeySpace::TokenIds, block * 4.0), &trace, &plan),
         Which::Dynamo => measure(&Dynamo, &trace, &plan),
         Which::Smg => measure(&Smg, &trace, &plan),
@@ -241,6 +249,7 @@ fn json_of(results: Vec<(Which, Value)>) -> Value {
         "load_average": load_average(),
         "apply_blocks_per_s": {
             "with_detokenising": text["apply_blocks_per_s"],
+            "with_decoding_and_detokenising": of(Which::Wire)["apply_blocks_per_s"],
             "without_detokenising": ids["apply_blocks_per_s"],
         },
         "lookup_us": text["lookup_us"],

@@ -58,6 +58,39 @@ impl Ours<'_> {
         }
     }
 
+    /// Applies one batch, as the daemon would.
+    pub(crate) fn take(&self, held: &mut Held, slot: u16, events: &[Taken]) {
+        held.index.begin_batch(slot);
+        for event in events {
+            match event {
+                Taken::Stored { parent, hashes, token_ids } => {
+                    let blocks = StoredBlocks {
+                        hashes,
+                        parent: *parent,
+                        token_ids,
+                        block_size_tokens: BLOCK as u32,
+                        tier: Tier::Gpu,
+                        lora: None,
+                        salt: None,
+                        beyond_text: &[],
+                    };
+                    held.index.store(slot, &blocks, 0, |id| self.table.bytes(id));
+                }
+                Taken::Removed(hashes) => held.index.remove(slot, hashes, Tier::Gpu),
+            }
+        }
+        // A pusher takes what changed; what it makes of it is not the index's.
+        while held.index.next_dirty(held.watcher).is_some() {}
+    }
+
+    /// That everything so far was applied as it was meant.
+    pub(crate) fn check(&self, held: &Held) -> Result<()> {
+        let stats = held.index.stats();
+        let lost = stats.orphans + stats.unknown_removals + stats.unknown_tokens;
+        ensure!(lost + stats.dropped_strides == 0, "events were not taken as meant: {stats:?}");
+        Ok(())
+    }
+
     fn get<'b>(&self, held: &'b Held, key: StrideKey) -> Option<&'b [u8]> {
         let at = bucket_of(key, self.bucket_count) as usize;
         let value =
@@ -82,7 +115,7 @@ impl Subject for Ours<'_> {
         Ok(Held { index, watcher, values: Vec::new(), starts: Vec::new() })
     }
 
-    fn batch(&self, batch: &Batch) -> Self::Batch {
+    fn batch(&self, batch: &Batch) -> Result<Self::Batch> {
         let names = |hashes: &[u64]| hashes.iter().map(|hash| EngineHash(*hash)).collect();
         let event = |event: &Event| match event {
             Event::Stored { parent, hashes, token_ids } => Taken::Stored {
@@ -92,37 +125,12 @@ impl Subject for Ours<'_> {
             },
             Event::Removed { hashes } => Taken::Removed(names(hashes)),
         };
-        (batch.slot, batch.events.iter().map(event).collect())
+        Ok((batch.slot, batch.events.iter().map(event).collect()))
     }
 
     fn apply(&self, held: &mut Held, batches: &mut Vec<Self::Batch>) -> Result<()> {
-        for (slot, events) in batches {
-            held.index.begin_batch(*slot);
-            for event in events {
-                match event {
-                    Taken::Stored { parent, hashes, token_ids } => {
-                        let blocks = StoredBlocks {
-                            hashes,
-                            parent: *parent,
-                            token_ids,
-                            block_size_tokens: BLOCK as u32,
-                            tier: Tier::Gpu,
-                            lora: None,
-                            salt: None,
-                            beyond_text: &[],
-                        };
-                        held.index.store(*slot, &blocks, 0, |id| self.table.bytes(id));
-                    }
-                    Taken::Removed(hashes) => held.index.remove(*slot, hashes, Tier::Gpu),
-                }
-            }
-            // A pusher takes what changed; what it makes of it is not the index's.
-            while held.index.next_dirty(held.watcher).is_some() {}
-        }
-        let stats = held.index.stats();
-        let lost = stats.orphans + stats.unknown_removals + stats.unknown_tokens;
-        ensure!(lost + stats.dropped_strides == 0, "events were not taken as meant: {stats:?}");
-        Ok(())
+        batches.iter().for_each(|(slot, events)| self.take(held, *slot, events));
+        self.check(held)
     }
 
     fn settle(&self, held: &mut Held) {

@@ -41,7 +41,7 @@ impl Subject for Smg {
         Ok(Chains { index, lanes })
     }
 
-    fn batch(&self, batch: &Batch) -> Self::Batch {
+    fn batch(&self, batch: &Batch) -> Result<Self::Batch> {
         let event = |event: &Event| match event {
             Event::Stored { parent, hashes, token_ids } => {
                 let block = |(hash, tokens): (&u64, &[u32])| StoredBlock {
@@ -55,7 +55,7 @@ impl Subject for Smg {
                 Taken::Removed(hashes.iter().map(|hash| SequenceHash(*hash)).collect())
             }
         };
-        (batch.slot, batch.events.iter().map(event).collect())
+        Ok((batch.slot, batch.events.iter().map(event).collect()))
     }
 
     fn apply(&self, chains: &mut Chains, batches: &mut Vec<Self::Batch>) -> Result<()> {

@@ -25,7 +25,7 @@ pub(crate) trait Subject {
     type Answer;
 
     fn empty(&self) -> Result<Self::Index>;
-    fn batch(&self, batch: &Batch) -> Self::Batch;
+    fn batch(&self, batch: &Batch) -> Result<Self::Batch>;
     /// May take the batches; what it leaves is dropped outside the time measured.
     fn apply(&self, index: &mut Self::Index, batches: &mut Vec<Self::Batch>) -> Result<()>;
     /// Applies batches as they would come from a decoder, a few at a time, and says how long the
@@ -33,7 +33,8 @@ pub(crate) trait Subject {
     fn timed(&self, index: &mut Self::Index, batches: &[Batch]) -> Result<Duration> {
         let mut took = Duration::ZERO;
         for batches in batches.chunks(CHUNK) {
-            let mut batches = batches.iter().map(|batch| self.batch(batch)).collect();
+            let mut batches =
+                batches.iter().map(|batch| self.batch(batch)).collect::<Result<_>>()?;
             let start = ThreadTime::now();
             self.apply(index, &mut batches)?;
             took += start.elapsed();
@@ -90,7 +91,8 @@ pub(crate) fn measure<S: Subject>(subject: &S, trace: &Trace, plan: &Plan) -> Re
     let resident = rss_bytes()?;
     let mut index = subject.empty()?;
     for batches in trace.batches.chunks(CHUNK) {
-        let mut batches = batches.iter().map(|batch| subject.batch(batch)).collect();
+        let mut batches =
+            batches.iter().map(|batch| subject.batch(batch)).collect::<Result<_>>()?;
         subject.apply(&mut index, &mut batches)?;
     }
     let resident = rss_bytes()?.saturating_sub(resident) as f64;

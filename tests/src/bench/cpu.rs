@@ -236,6 +236,15 @@ pub(crate) fn worker_ns(process: u32) -> Result<u64> {
     sum.with_context(|| format!("no thread of process {process} is called wrk:worker_N"))
 }
 
+/// Time on the processor of all threads of a process so far, to ten milliseconds.
+pub(crate) fn process_ns(process: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name, in parentheses, may have blanks; user and system time are the 14th and 15th field.
+    let fields = stat.rsplit_once(") ").context("stat has a name")?.1.split(' ').skip(11);
+    let ticks = fields.take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    Ok(ticks * 10_000_000)
+}
+
 /// Adds the two listeners to a rendered `envoy.yaml`: copies of the inference listener with other
 /// filters.
 fn add_listeners(rendered: &Path, plain: SocketAddr, noop: SocketAddr) -> Result<()> {

@@ -6,6 +6,7 @@ mod burst;
 mod chain;
 mod cpu;
 mod decision;
+mod events;
 mod fleet;
 mod freshness;
 mod listeners;
@@ -19,6 +20,7 @@ mod peers;
 mod plot;
 mod publisher;
 mod report;
+mod scale;
 mod sse;
 mod stream;
 mod swap;
@@ -61,7 +63,7 @@ enum Bench {
     Cpu(cpu::Flags),
     /// One decision in wasmtime and in Envoy's V8: over size, endpoints, scorers, depth, and beside a floor
     Decision(decision::Flags),
-    /// Time from an event's publication until a request is routed by it
+    /// Time from an event's publication until every worker routes by it, under others' events
     Freshness(freshness::Flags),
     /// Memory of ten million (stride, endpoint) pairs in daemon and gateway
     Memory(memory::Flags),
@@ -69,6 +71,11 @@ enum Bench {
     Meter(meter::Flags),
     /// Whether every packaging of every scorer says the same, bit for bit
     Parity(parity::Flags),
+    /// The engines that publish for `freshness`, until they are killed
+    #[command(hide = true)]
+    Publish(freshness::PublishFlags),
+    /// Daemon and gateway at millions of strides: memory, snapshot, decisions, and how they grow
+    Scale(scale::Flags),
     /// CPU per streamed chunk: without our filters, with them, with the meter, beside llm-d's picker
     Stream(stream::Flags),
     /// Scorers exchanged under traffic: requests failed, streams cut, memory left behind
@@ -90,6 +97,8 @@ impl Bench {
             Self::Memory(_) => "memory",
             Self::Meter(_) => "meter",
             Self::Parity(_) => "parity",
+            Self::Publish(_) => "publish",
+            Self::Scale(_) => "scale",
             Self::Stream(_) => "stream",
             Self::Swap(_) => "swap",
             Self::Workers(_) => "workers",
@@ -116,10 +125,14 @@ async fn main() -> ExitCode {
             Bench::Burst(burst) => burst::run(burst).await.map(Report::from),
             Bench::Cpu(cpu) => cpu::run(cpu).await,
             Bench::Decision(decision) => decision::run(decision).await,
-            Bench::Freshness(freshness) => freshness::run(freshness).await.map(Report::from),
+            Bench::Freshness(freshness) => freshness::run(freshness).await,
             Bench::Memory(memory) => memory::run(memory).await.map(Report::from),
             Bench::Meter(meter) => meter::run(meter).await.map(Report::from),
             Bench::Parity(parity) => parity::run(parity).await.map(Report::from),
+            Bench::Publish(publish) => {
+                freshness::publish(publish).await.map(|()| Report::from((String::new(), json!({}))))
+            }
+            Bench::Scale(scale) => scale::run(scale).await,
             Bench::Stream(stream) => stream::run(stream).await,
             Bench::Swap(swap) => swap::run(swap).await.map(Report::from),
             Bench::Workers(workers) => workers::run(workers).await,

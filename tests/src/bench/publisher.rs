@@ -4,8 +4,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use rmp::encode;
 use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
+
+use crate::events::{self, Event};
 
 /// A PUB socket with vLLM's frames.
 pub(crate) struct Publisher {
@@ -47,37 +48,13 @@ impl Publisher {
     }
 }
 
-/// `[ts, [BlockStored], 0]` as vLLM from 0.24 writes it. The hashes are unique by sequence.
+/// The blocks of one prompt. The hashes are unique by sequence.
 fn batch(tokens: &[u32], block_size: usize, sequence: u64) -> Result<Vec<u8>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
     // The first batch is repeated, and must be the same each time.
     let time = if sequence == 0 { 0.0 } else { now };
-    let blocks = (tokens.len() / block_size) as u32;
-    let mut out = Vec::with_capacity(tokens.len() * 3 + 512);
-    encode::write_array_len(&mut out, 3)?;
-    encode::write_f64(&mut out, time)?;
-    encode::write_array_len(&mut out, 1)?;
-    encode::write_map_len(&mut out, 8)?;
-    encode::write_str(&mut out, "type")?;
-    encode::write_str(&mut out, "BlockStored")?;
-    encode::write_str(&mut out, "block_hashes")?;
-    encode::write_array_len(&mut out, blocks)?;
-    for block in 0..u64::from(blocks) {
-        encode::write_u64(&mut out, (sequence + 1) << 32 | block)?;
-    }
-    encode::write_str(&mut out, "token_ids")?;
-    encode::write_array_len(&mut out, blocks * block_size as u32)?;
-    for token in &tokens[..blocks as usize * block_size] {
-        encode::write_uint(&mut out, u64::from(*token))?;
-    }
-    encode::write_str(&mut out, "block_size")?;
-    encode::write_uint(&mut out, block_size as u64)?;
-    encode::write_str(&mut out, "medium")?;
-    encode::write_str(&mut out, "GPU")?;
-    for name in ["parent_block_hash", "lora_id", "lora_name"] {
-        encode::write_str(&mut out, name)?;
-        encode::write_nil(&mut out)?;
-    }
-    encode::write_uint(&mut out, 0)?;
-    Ok(out)
+    let hashes: Vec<u64> =
+        (0..(tokens.len() / block_size) as u64).map(|i| (sequence + 1) << 32 | i).collect();
+    let tokens = &tokens[..hashes.len() * block_size];
+    events::batch(time, &[Event::Stored { parent: None, hashes: &hashes, tokens }])
 }

@@ -227,10 +227,9 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
     if let Some(name) = &stored.lora_name {
         live.learn_adapter(name);
     }
-    let beyond_text: Vec<u64> = stored
-        .block_hashes
-        .iter()
-        .enumerate()
+    // Nothing allocated for plain text, which says nothing beside its tokens.
+    let keyed = stored.block_hashes.iter().take(stored.extra_keys.len()).enumerate();
+    let beyond_text: Vec<u64> = keyed
         .map(|(block, hash)| if stored.is_beyond_text(block) { hash.0 | 1 } else { 0 })
         .collect();
     let (hashes, tier) = (hashes(&stored.block_hashes), tier(stored.medium.as_deref()));
@@ -263,8 +262,8 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
         counters(live, slot).generated_blocks += hashes.len() as u64;
     }
     if let Some(asker) = &mut live.asker {
-        let tokens: Vec<&[u32]> = stored.token_ids.chunks_exact(size).collect();
-        asker.stored(slot, blocks.parent, &hashes, &tokens, is_generated);
+        let tokens = stored.token_ids.chunks_exact(size);
+        asker.stored(slot, blocks.parent, &hashes, tokens, is_generated);
     }
     let now_ms = scope.started.elapsed().as_millis() as u64;
     let unknown_tokens = Cell::new(0);

@@ -4,20 +4,23 @@
 //! Blocks are listed at once and unlisted when they differ. The checker has a budget; what it cannot
 //! keep up with stays listed, and is counted.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use canonical::{CONTEXT_TOKENS, Checker, Verdict};
+use canonical::{Checker, Verdict};
 use prefix_index::EngineHash;
 
 use super::scope::Scope;
 
+mod ends;
+
+use ends::Ends;
+
 /// Blocks that may wait for their check.
 const QUEUE: usize = 8192;
-/// Ends of blocks remembered per scope, to be the left context of what follows: 64 bytes each.
+/// Ends of blocks remembered per scope, to be the left context of what follows: about 100 bytes each.
 const MAX_ENDS: usize = 131_072;
 /// Time the checker rests per time it works: a quarter of one core at most.
 const REST: u32 = 3;
@@ -62,29 +65,28 @@ impl Checks {
 pub(crate) struct Asker {
     questions: SyncSender<Question>,
     checks: Arc<Checks>,
-    ends: HashMap<(u16, EngineHash), Box<[u32]>>,
-    order: VecDeque<(u16, EngineHash)>,
+    ends: Ends,
 }
 
 impl Asker {
     /// Remembers how the blocks end, and asks about `generated` ones among them.
-    pub(crate) fn stored(
+    pub(crate) fn stored<'b>(
         &mut self,
         slot: u16,
         parent: Option<EngineHash>,
         hashes: &[EngineHash],
-        blocks: &[&[u32]],
+        blocks: impl Iterator<Item = &'b [u32]>,
         is_generated: bool,
     ) {
         let mut before = parent;
         for (hash, block) in hashes.iter().zip(blocks) {
             if is_generated {
-                match before.and_then(|before| self.ends.get(&(slot, before))) {
+                match before.and_then(|before| self.ends.get(slot, before)) {
                     Some(end) => self.ask(slot, *hash, end.to_vec(), block.to_vec()),
                     None => count(&self.checks.skipped),
                 }
             }
-            self.remember(slot, *hash, &block[block.len().saturating_sub(CONTEXT_TOKENS)..]);
+            self.ends.remember(slot, *hash, block);
             before = Some(*hash);
         }
     }
@@ -97,17 +99,6 @@ impl Asker {
         {
             self.checks.waiting.fetch_sub(1, Ordering::Relaxed);
             count(&self.checks.skipped);
-        }
-    }
-
-    fn remember(&mut self, slot: u16, hash: EngineHash, end: &[u32]) {
-        if self.ends.insert((slot, hash), end.into()).is_none() {
-            self.order.push_back((slot, hash));
-        }
-        if self.order.len() > MAX_ENDS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ends.remove(&oldest);
         }
     }
 }
@@ -124,12 +115,7 @@ pub(crate) fn start(
     let (questions, asked) = sync_channel(QUEUE);
     let decided = (0..endpoints).map(|_| AtomicU64::new(0)).collect();
     let checks = Arc::new(Checks { decided, ..Checks::default() });
-    let asker = Asker {
-        questions,
-        checks: Arc::clone(&checks),
-        ends: HashMap::new(),
-        order: VecDeque::new(),
-    };
+    let asker = Asker { questions, checks: Arc::clone(&checks), ends: Ends::new(MAX_ENDS) };
     let run = {
         let checks = Arc::clone(&checks);
         move |scope: Weak<Scope>| {

@@ -25,6 +25,9 @@ pub(crate) struct GatewayFeed {
     reservations: Arc<Reservations>,
     /// The other gateways' sums as they were sent; `None` when that is not known.
     others_sent: Option<Vec<Cell>>,
+    /// Which index comes first in the next batch: where changes outrun the gateway, the first would
+    /// leave no room for the others.
+    turn: usize,
 }
 
 struct ScopeFeed {
@@ -33,6 +36,24 @@ struct ScopeFeed {
     load_sent: u64,
     adapters_sent: u64,
     carried: Carried,
+    /// Per index: buckets to be taken until all that the snapshot began with has been.
+    whole_at: Vec<u64>,
+}
+
+impl ScopeFeed {
+    /// All that is changed now belongs to the snapshot.
+    fn await_changed(&mut self) {
+        let positions =
+            self.scope.live().dirty_positions(self.watcher).map(|(_, end)| end).collect();
+        self.whole_at = positions;
+    }
+
+    /// Whether everything that the snapshot began with has been in a batch.
+    fn is_whole(&self) -> bool {
+        let live = self.scope.live();
+        let mut ends = self.whole_at.iter().zip(live.dirty_positions(self.watcher));
+        self.load_sent > 0 && ends.all(|(end, (taken, _))| *end <= taken)
+    }
 }
 
 #[derive(Default)]
@@ -58,6 +79,7 @@ impl GatewayFeed {
             load_sent: 0,
             adapters_sent: 0,
             carried: Carried::default(),
+            whole_at: Vec::new(),
         };
         Self {
             scopes: scopes.iter().map(feed_of).collect(),
@@ -67,6 +89,7 @@ impl GatewayFeed {
             lag: SharedLag::default(),
             reservations: Arc::clone(reservations),
             others_sent: None,
+            turn: 0,
         }
     }
 
@@ -142,6 +165,7 @@ impl StateSource for GatewayFeed {
             feed.adapters_sent = 0;
             feed.scope.live().each().for_each(|index| index.mark_all(feed.watcher));
             feed.carried.snapshot(&feed.scope.applied, self.number, &self.lag);
+            feed.await_changed();
         }
     }
 
@@ -169,7 +193,7 @@ impl StateSource for GatewayFeed {
             |batch: &BatchBuilder| batch.len_bytes() < max_bytes && batch.count() < max_entries;
         for (i, feed) in self.scopes.iter_mut().enumerate() {
             let ScopeFeed { scope, watcher, load_sent, carried, .. } = feed;
-            let mut live = scope.live();
+            let live = scope.live();
             carried.begin(&scope.applied, live.dirty_positions(*watcher));
             if *load_sent != live.load_version && has_room(batch) {
                 let records = (0u16..).zip(&live.engines).map(|(slot, e)| record(slot, e));
@@ -178,18 +202,31 @@ impl StateSource for GatewayFeed {
                 *load_sent = live.load_version;
                 self.in_flight.loads.push(i);
             }
+        }
+        let indexes_of = |(i, feed): (usize, &ScopeFeed)| {
+            (0..feed.scope.live().indexes.len()).map(move |at| (i, at))
+        };
+        let mut turns: Vec<(usize, usize)> =
+            self.scopes.iter().enumerate().flat_map(indexes_of).collect();
+        let first = self.turn % turns.len().max(1);
+        turns.rotate_left(first);
+        self.turn = first + 1;
+        for (i, at) in turns {
+            let feed = &self.scopes[i];
+            let mut live = feed.scope.live();
             let Live { indexes, overflow, .. } = &mut *live;
-            for (at, (number, index)) in indexes.iter_mut().enumerate() {
-                while has_room(batch)
-                    && let Some(bucket) = index.next_dirty(*watcher)
-                {
-                    let (value, dropped) = index.encode_bucket(bucket, epoch);
-                    *overflow += u64::from(dropped);
-                    batch.push(Key::Bucket(*number, bucket), &value);
-                    self.in_flight.buckets.push((i, at, bucket));
-                }
+            let (number, index) = &mut indexes[at];
+            while has_room(batch)
+                && let Some(bucket) = index.next_dirty(feed.watcher)
+            {
+                let (value, dropped) = index.encode_bucket(bucket, epoch);
+                *overflow += u64::from(dropped);
+                batch.push(Key::Bucket(*number, bucket), &value);
+                self.in_flight.buckets.push((i, at, bucket));
             }
-            carried.end(live.dirty_positions(*watcher));
+        }
+        for ScopeFeed { scope, watcher, carried, .. } in &mut self.scopes {
+            carried.end(scope.live().dirty_positions(*watcher));
         }
         let is_drained = self.scopes.iter().all(|feed| {
             let live = feed.scope.live();
@@ -197,7 +234,11 @@ impl StateSource for GatewayFeed {
                 && feed.adapters_sent == live.adapters_version
                 && live.dirty_count(feed.watcher) == 0
         });
-        if is_drained { Fill::Drained } else { Fill::More }
+        match is_drained {
+            true => Fill::Drained,
+            false if self.scopes.iter().all(ScopeFeed::is_whole) => Fill::Newer,
+            false => Fill::More,
+        }
     }
 
     fn acked(&mut self, ack: &Ack) {
@@ -230,35 +271,10 @@ impl StateSource for GatewayFeed {
             let feed = &self.scopes[i];
             feed.scope.live().indexes[at].1.mark(feed.watcher, bucket);
         }
+        // They stand at the end now.
+        self.scopes.iter_mut().for_each(ScopeFeed::await_changed);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use feed::{EngineAdapters, LoadRecord};
-
-    #[test]
-    fn adapters_that_do_not_fit_are_left_out_and_loads_are_not() {
-        let table = |endpoints: u16, adapters: u16| {
-            let numbers: Vec<u16> = (0..adapters).collect();
-            let told =
-                EngineAdapters { running: numbers.clone(), waiting: numbers, has_room: true };
-            let record = |slot| LoadRecord {
-                slot,
-                block_size_tokens: 16,
-                adapters: Some(told.clone()),
-                ..LoadRecord::default()
-            };
-            LoadTable { epoch: 1, records: (0..endpoints).map(record).collect() }
-        };
-        let fits = table(200, 64);
-        assert_eq!(LoadTable::decode(&load_value(fits.clone())), Ok(fits));
-        let value = load_value(table(400, 64));
-        assert!(value.len() <= MAX_SINGLETON_BYTES);
-        let held = LoadTable::decode(&value).unwrap().records;
-        let is_plain =
-            |record: &LoadRecord| record.adapters.is_none() && record.block_size_tokens == 16;
-        assert!(held.len() == 400 && held.iter().all(is_plain));
-    }
-}
+mod tests;

@@ -153,7 +153,7 @@ impl Setup {
         std::mem::replace(&mut self.gateway, gateway)
     }
 
-    fn pusher(&self, values: &Values) -> Running {
+    fn pusher(&self, values: impl StateSource + Sync) -> Running {
         let changed = Arc::new(Notify::new());
         let (stop, stopped) = watch::channel(false);
         let pusher = Pusher::new(
@@ -164,7 +164,7 @@ impl Setup {
                 changed: Arc::clone(&changed),
                 stop: stopped,
             },
-            values.clone(),
+            values,
         );
         let status = pusher.status();
         Running { changed, stop, status, task: tokio::spawn(pusher.run()) }
@@ -213,7 +213,7 @@ async fn a_gateway_gets_a_snapshot_then_changes() {
     let setup = Setup::new();
     let values = Values::default();
     (0..10).for_each(|i| values.set(i, i as u8));
-    let running = setup.pusher(&values);
+    let running = setup.pusher(values.clone());
     setup.holds(&(0..10).map(|i| (i, i as u8)).collect::<Vec<_>>()).await;
     running.is(PushState::Live).await;
     values.set(3, 77);
@@ -234,7 +234,7 @@ async fn lost_answers_and_a_dead_feeder_lose_nothing() {
     let setup = Setup::new();
     let values = Values::default();
     values.set(1, 1);
-    let running = setup.pusher(&values);
+    let running = setup.pusher(values.clone());
     running.is(PushState::Live).await;
     setup.gateway.lock().unwrap().lose_answers = 2;
     values.set(1, 2);
@@ -256,12 +256,77 @@ async fn a_hot_restart_is_found_by_the_fresh_connection() {
     let mut setup = Setup::new();
     let values = Values::default();
     values.set(1, 1);
-    let running = setup.pusher(&values);
+    let running = setup.pusher(values.clone());
     running.is(PushState::Live).await;
     let old = setup.hot_restart();
     setup.holds(&[(1, 1)]).await;
     assert!(held(&old).is_some());
     wait_for(|| running.status.lock().unwrap().snapshots == 2).await;
+}
+
+/// Three values, and changes without end.
+struct Endless {
+    left: u32,
+    last: u8,
+}
+
+impl StateSource for Endless {
+    fn begin_snapshot(&mut self) {
+        self.left = 3;
+    }
+    fn fill(&mut self, epoch: u64, batch: &mut BatchBuilder, _: usize, _: u32) -> Fill {
+        self.left = self.left.saturating_sub(1);
+        self.last = self.last.wrapping_add(1);
+        let mut bytes = BucketWriter::new(epoch).finish();
+        bytes.extend([self.last, 0, 0, 0, 0]);
+        batch.push(Key::Bucket(0, self.left), &bytes);
+        if self.left > 0 { Fill::More } else { Fill::Newer }
+    }
+    fn applied(&mut self) {}
+    fn unknown(&mut self) {
+        self.left = 3;
+    }
+}
+
+#[tokio::test]
+async fn changes_without_end_neither_keep_a_snapshot_from_being_whole_nor_hide_a_hot_restart() {
+    let mut setup = Setup::new();
+    let running = setup.pusher(Endless { left: 0, last: 0 });
+    running.is(PushState::Live).await;
+    let buckets = |of: &Shared| held(of).map(|held| held.iter().map(|(n, _)| *n).collect());
+    assert_eq!(buckets(&setup.gateway), Some(vec![0, 1, 2]));
+    setup.hot_restart();
+    wait_for(|| buckets(&setup.gateway) == Some(vec![0, 1, 2])).await;
+}
+
+/// As many values as the batch takes, of those that wait; which sizes were asked for.
+struct Backlog(Arc<Mutex<(u32, Vec<u32>)>>);
+
+impl StateSource for Backlog {
+    fn begin_snapshot(&mut self) {}
+    fn fill(&mut self, epoch: u64, batch: &mut BatchBuilder, _: usize, most: u32) -> Fill {
+        let mut inner = self.0.lock().unwrap();
+        inner.1.push(most);
+        let taken = most.min(inner.0);
+        inner.0 -= taken;
+        for bucket in 0..taken {
+            batch.push(Key::Bucket(0, bucket), &BucketWriter::new(epoch).finish());
+        }
+        if inner.0 == 0 { Fill::Drained } else { Fill::More }
+    }
+    fn applied(&mut self) {}
+    fn unknown(&mut self) {}
+}
+
+#[tokio::test]
+async fn batches_grow_while_more_waits_and_shrink_again() {
+    let setup = Setup::new();
+    let state = Arc::new(Mutex::new((6000, Vec::new())));
+    let running = setup.pusher(Backlog(Arc::clone(&state)));
+    // A heartbeat's batch follows the last of the backlog.
+    wait_for(|| state.lock().unwrap().1.len() >= 6).await;
+    assert_eq!(state.lock().unwrap().1[..6], [500, 1000, 2000, 2000, 2000, 500]);
+    running.is(PushState::Live).await;
 }
 
 #[tokio::test]
@@ -270,9 +335,9 @@ async fn a_second_daemon_takes_over_and_the_first_stands_by_until_it_is_gone() {
     let (first_values, second_values) = (Values::default(), Values::default());
     first_values.set(1, 1);
     second_values.set(1, 2);
-    let first = setup.pusher(&first_values);
+    let first = setup.pusher(first_values.clone());
     first.is(PushState::Live).await;
-    let second = setup.pusher(&second_values);
+    let second = setup.pusher(second_values.clone());
     second.is(PushState::Live).await;
     first.is(PushState::Standby).await;
     setup.holds(&[(1, 2)]).await;
@@ -291,7 +356,7 @@ async fn no_gateway_yet_is_retried_and_reported() {
     values.set(1, 1);
     let setup =
         Setup { folder, gateway: Arc::new(Mutex::new(gateway())), server: tokio::spawn(async {}) };
-    let running = setup.pusher(&values);
+    let running = setup.pusher(values.clone());
     wait_for(|| running.status.lock().unwrap().last_error.is_some()).await;
     let error = running.status.lock().unwrap().last_error.clone().unwrap();
     assert!(error.contains("connect to the feed listener: No such file"), "{error}");
@@ -305,7 +370,7 @@ async fn how_right_the_predictions_were_is_looked_at_with_each_connection() {
     let setup = Setup::new();
     let values = Values::default();
     values.set(1, 1);
-    let running = setup.pusher(&values);
+    let running = setup.pusher(values.clone());
     running.is(PushState::Live).await;
     let epoch = running.status.lock().unwrap().head.epoch;
     let told = |of: &Running| of.status.lock().unwrap().accuracy.scopes.clone();
@@ -334,7 +399,7 @@ async fn how_right_the_predictions_were_is_looked_at_with_each_connection() {
     wait_for(|| told(&running) == [(0, of(8, epoch))]).await;
     assert_eq!(running.status.lock().unwrap().failures, 0);
     // Of another writer, whose slots are not ours.
-    let other = setup.pusher(&values);
+    let other = setup.pusher(values.clone());
     other.is(PushState::Live).await;
     let epoch = other.status.lock().unwrap().head.epoch;
     measured(of(9, epoch));

@@ -58,13 +58,41 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// A big-endian number of `width` bytes, eight at most.
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let rest = self.input.get(self.offset..).unwrap_or_default();
+        let taken = rest.first_chunk().ok_or(DecodeError::Truncated { offset: self.offset })?;
+        self.offset += N;
+        Ok(*taken)
+    }
+
+    /// A big-endian number of `width` bytes: 1, 2, 4 or 8.
     fn number(&mut self, width: usize) -> Result<u64, DecodeError> {
-        Ok(self.take(width)?.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)))
+        Ok(match width {
+            1 => u64::from(u8::from_be_bytes(self.bytes()?)),
+            2 => u64::from(u16::from_be_bytes(self.bytes()?)),
+            4 => u64::from(u32::from_be_bytes(self.bytes()?)),
+            _ => u64::from_be_bytes(self.bytes()?),
+        })
     }
 
     fn len(&mut self, width: usize) -> Result<usize, DecodeError> {
         Ok(usize::try_from(self.number(width)?).unwrap_or(usize::MAX))
+    }
+
+    /// An unsigned integer of up to 32 bits in the width that encoders choose for it; `None`, with
+    /// nothing consumed, for whatever else is next, which is for [`Self::u32`] to judge. Nearly all
+    /// bytes of a payload are token ids.
+    pub(super) fn plain_u32(&mut self) -> Option<u32> {
+        let rest = self.input.get(self.offset..)?;
+        let (number, width) = match rest {
+            [n @ 0..=0x7f, ..] => (u32::from(*n), 1),
+            [0xcd, a, b, ..] => (u32::from(u16::from_be_bytes([*a, *b])), 3),
+            [0xce, a, b, c, d, ..] => (u32::from_be_bytes([*a, *b, *c, *d]), 5),
+            [0xcc, n, ..] => (u32::from(*n), 2),
+            _ => return None,
+        };
+        self.offset += width;
+        Some(number)
     }
 
     /// Consumes a nil, if one is next.

@@ -335,3 +335,34 @@ fn media_and_embeddings_are_beyond_text() {
     let embeds = ExtraKeys { embeds: true, ..keys(&[]) };
     check(event(None, media, embeds), [true, true, false]);
 }
+
+/// Whatever byte is next, with whatever behind it, cut anywhere.
+#[test]
+fn token_ids_read_the_short_way_are_what_the_general_reader_reads() {
+    let tails = [[0u8; 8], [0xff; 8], [0x7f, 0x80, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0x80, 0, 0, 1]];
+    let mut short = 0;
+    for first in 0..=u8::MAX {
+        for tail in &tails {
+            for len in 0..=tail.len() {
+                let input: Vec<u8> = std::iter::once(first).chain(tail[..len].to_vec()).collect();
+                let (mut plain, mut general) = (Reader::new(&input), Reader::new(&input));
+                match plain.plain_u32() {
+                    Some(id) => {
+                        assert_eq!(general.u32("id"), Ok(id), "{input:x?}");
+                        assert_eq!(plain.offset(), general.offset(), "{input:x?}");
+                        short += 1;
+                    }
+                    None => assert_eq!(plain.offset(), 0, "{input:x?}"),
+                }
+            }
+        }
+    }
+    // 128 numbers of one byte; then those with 1, 2 and 4 bytes behind the first, where they are whole.
+    assert_eq!(short, 4 * (128 * 9 + 8 + 7 + 5));
+    assert_eq!(Reader::new(&[]).plain_u32(), None);
+    for id in [0, 127, 128, 255, 256, 65_535, 65_536, 151_643, u32::MAX] {
+        let input = bytes(U(u64::from(id)));
+        let mut reader = Reader::new(&input);
+        assert_eq!((reader.plain_u32(), reader.remaining()), (Some(id), 0), "{id}");
+    }
+}

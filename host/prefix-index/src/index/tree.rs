@@ -1,47 +1,12 @@
 //! The content tree below the index: where blocks hang, who reaches them, when they go.
 
-use std::hash::{BuildHasher, Hasher};
+use std::hash::BuildHasher;
 
-use prefix::{KeyChain, STRIDE_BYTES, Seed, StrideKey};
-use siphasher::sip::{SipHasher13, SipHasher24};
+use prefix::{KeyChain, STRIDE_BYTES, StrideKey};
 use smallvec::SmallVec;
 
 use super::{Index, KeySpace, MAX_RETAINED, Presence, Tier};
 use crate::node::{Arena, EngineHash, Held, NIL, NewNode, NodeId, Reach};
-
-/// Tells siblings apart by their tokens. Keyed by the pool's secret: the same in every process of
-/// the pool and in every build, so that a node of a snapshot and a later store of the same block
-/// are one node; and not to be foreseen by who chooses prompts.
-pub(super) struct ContentHasher {
-    keys: (u64, u64),
-}
-
-impl ContentHasher {
-    pub(super) fn new(seed: &Seed) -> Self {
-        let (key, rest) = seed.0.split_at(STRIDE_BYTES / 4);
-        let key = key.iter().fold(0u128, |key, byte| key << 8 | u128::from(*byte));
-        let derived = |label: &[u8]| {
-            let mut hasher = SipHasher24::new_with_keys((key >> 64) as u64, key as u64);
-            hasher.write(label);
-            hasher.write(rest);
-            hasher.finish()
-        };
-        Self { keys: (derived(b"block content 0"), derived(b"block content 1")) }
-    }
-
-    pub(super) fn hash(&self, tokens: &[u32], beyond_text: u64) -> u64 {
-        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
-        hasher.write(&beyond_text.to_le_bytes());
-        let mut bytes = [0u8; 64];
-        for tokens in tokens.chunks(bytes.len() / 4) {
-            for (out, token) in bytes.chunks_exact_mut(4).zip(tokens) {
-                out.copy_from_slice(&token.to_le_bytes());
-            }
-            hasher.write(&bytes[..tokens.len() * 4]);
-        }
-        hasher.finish()
-    }
-}
 
 /// What is reached of a node, from what is reached of its parent.
 pub(super) fn reach_of(parent: Reach, held: &Held, is_foreign: bool) -> Reach {
