@@ -4,6 +4,7 @@
 mod adapters;
 mod affinities;
 mod approximate;
+mod availability;
 mod bodies;
 mod connecting;
 mod daemon_loss;

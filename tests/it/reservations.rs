@@ -3,14 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testbed::{
-    Answer, Client, EngineOptions, Process, Stand, StandOptions, envoy, get, pod_scores, port,
-    wait_until, wasm_epp,
+    Answer, Client, EngineOptions, Sibling, Stand, StandOptions, get, pod_scores, wait_until,
 };
 
 use crate::support::{COMPLETIONS, completion, prose, question};
@@ -20,15 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TOKEN_MS: u64 = 20;
 const LONG_TOKENS: u64 = 5_000;
 
-/// A second gateway of the stand's daemon.
-struct Second {
-    gateway: SocketAddr,
-    log: PathBuf,
-    _envoy: Process,
-}
-
 /// A stand of three workers whose daemon feeds two gateways.
-async fn two_gateways() -> (Stand, Second) {
+async fn two_gateways() -> (Stand, Sibling) {
     let flags = [format!("--inter-token-ms={TOKEN_MS}")];
     let options = StandOptions {
         engines: vec![EngineOptions { flags: flags.to_vec() }; 3],
@@ -39,39 +30,10 @@ async fn two_gateways() -> (Stand, Second) {
     let mut stand = Stand::prepare(options).await.unwrap();
     stand.render().unwrap();
     stand.start_envoy(&[]).await.unwrap();
-    let second = start_second(&stand).await;
+    let second = stand.start_sibling(1, 2).await.unwrap();
     stand.start_daemon().unwrap();
     stand.wait_ready().await.unwrap();
     (stand, second)
-}
-
-async fn start_second(stand: &Stand) -> Second {
-    let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-    let (gateway, admin) = (loopback(port().unwrap()), loopback(port().unwrap()));
-    let text = std::fs::read_to_string(stand.config_file()).unwrap();
-    let text = text
-        .replace(&format!("listen: {}", stand.gateway), &format!("listen: {gateway}"))
-        .replace(&format!("  admin: {}", stand.envoy_admin), &format!("  admin: {admin}"))
-        .replace("  feed: unix:feed.sock", "  feed: unix:feed-1.sock");
-    let folder = stand.folder.path();
-    let (config, out) = (folder.join("second.yaml"), folder.join("second"));
-    std::fs::write(&config, text).unwrap();
-    let mut render = Command::new(wasm_epp().unwrap());
-    render.args(["render", "--gateway", "envoy", "--config"]).arg(&config).arg("--out").arg(&out);
-    let rendered = render.output().unwrap();
-    assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
-    let log = folder.join("second.log");
-    let mut command = Command::new(envoy().unwrap());
-    command.arg("-c").arg(out.join("envoy.yaml"));
-    command.args(["--log-level", "info", "--component-log-level", "wasm:debug"]);
-    command.args(["--concurrency", "2", "--use-dynamic-base-id"]);
-    let process = Process::start("second envoy", &mut command, &log).unwrap();
-    wait_until("the second Envoy is ready", PATIENCE, async || {
-        get(admin, "/ready").await.ok()?.status.is_success().then_some(())
-    })
-    .await
-    .unwrap();
-    Second { gateway, log, _envoy: process }
 }
 
 /// Requests and tokens that a gateway has in flight, as its last ack said.
@@ -222,7 +184,7 @@ async fn every_worker_sees_it(stand: &Stand) {
     zero(stand, "one client").await;
 }
 
-async fn the_other_gateway_sees_it(stand: &Stand, second: &Second) {
+async fn the_other_gateway_sees_it(stand: &Stand, second: &Sibling) {
     let other = Client::new(second.gateway);
     let seen = async |topic: &str| {
         let sent = Instant::now();

@@ -9,6 +9,7 @@ pub mod chain_fuzz;
 mod client;
 mod pod_scores;
 mod process;
+mod sibling;
 mod stand;
 pub mod wasmtime;
 
@@ -16,6 +17,7 @@ pub use backend::{BACKEND_HEADER, Backend};
 pub use client::{Answer, Client, get};
 pub use pod_scores::{PodScores, pod_scores};
 pub use process::{Process, port, root, wait_until, wasm_epp};
+pub use sibling::Sibling;
 pub use stand::{
     Engine, EngineOptions, PoolOptions, Runtime, Stand, StandOptions, envoy, start_envoy,
 };
