@@ -61,18 +61,18 @@ async fn every_engine_is_heard(stand: &Stand, daemon: SocketAddr) {
     }
 }
 
-async fn readyz(daemon: SocketAddr) -> Option<Value> {
+pub(crate) async fn readyz(daemon: SocketAddr) -> Option<Value> {
     get(daemon, "/readyz").await.ok()?.json().ok()
 }
 
-async fn endpoint(daemon: SocketAddr, address: &str) -> Option<Value> {
+pub(crate) async fn endpoint(daemon: SocketAddr, address: &str) -> Option<Value> {
     let details = readyz(daemon).await?;
     let mut endpoints = details["endpoints"].as_array()?.iter();
     endpoints.find(|endpoint| endpoint["address"] == address).cloned()
 }
 
 /// Blocks by endpoint, once all events have arrived.
-async fn held_blocks(daemon: SocketAddr) -> BTreeMap<String, u64> {
+pub(crate) async fn held_blocks(daemon: SocketAddr) -> BTreeMap<String, u64> {
     let details = readyz(daemon).await.unwrap();
     let of = |endpoint: &Value| {
         let address = endpoint["address"].as_str().unwrap().to_owned();
@@ -82,7 +82,7 @@ async fn held_blocks(daemon: SocketAddr) -> BTreeMap<String, u64> {
 }
 
 /// Batches of all engines that the daemon has applied.
-async fn batches(daemon: SocketAddr) -> Option<u64> {
+pub(crate) async fn batches(daemon: SocketAddr) -> Option<u64> {
     let details = readyz(daemon).await?;
     details["endpoints"].as_array()?.iter().map(|e| e["event_batches"].as_u64()).sum()
 }
@@ -98,7 +98,7 @@ async fn snapshot_is_written(stand: &Stand) {
     .unwrap();
 }
 
-async fn gateway_has_everything(stand: &Stand) {
+pub(crate) async fn gateway_has_everything(stand: &Stand) {
     wait_until("the gateway has everything", SOON, async || {
         let gateway = readyz(stand.daemon_admin).await?["gateways"][0].clone();
         (gateway["state"] == "live" && gateway["pending"] == 0).then_some(())
@@ -108,7 +108,7 @@ async fn gateway_has_everything(stand: &Stand) {
 }
 
 /// Matched blocks by endpoint for a request that leaves no trace in the engines.
-async fn matched(stand: &Stand, prompt: &str) -> BTreeMap<String, u64> {
+pub(crate) async fn matched(stand: &Stand, prompt: &str) -> BTreeMap<String, u64> {
     let body = question(prompt);
     let answer = Protocol::H1.post(stand, COMPLETIONS, &body).await;
     received(stand, &answer, &body);

@@ -14,7 +14,7 @@ use super::{
     Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics, Model, ModelSource,
     Pool, Snapshot,
 };
-use super::{address, rewrites};
+use super::{address, carrier, rewrites};
 
 /// Envoy's own names of its log levels.
 const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
@@ -38,8 +38,11 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
         replays_have_events(&pools)?;
     }
     let model_rewrites = rewrites::check(raw.model_rewrites, &pools)?;
+    let has_listener = raw.kv_events_listen.is_some();
+    let carrier = raw.carrier.map(|raw| carrier::check(raw, &pools, has_listener, base));
     Ok(Config {
         file: file.to_owned(),
+        carrier: carrier.transpose()?,
         model_rewrites,
         data_dir: address::resolve(base, &filled("dataDir", raw.data_dir)?),
         admin: address::canonical("admin", &raw.admin)?,

@@ -5,6 +5,7 @@
 
 mod address;
 mod approximate;
+mod carrier;
 mod check;
 mod error;
 mod features;
@@ -20,7 +21,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::FeedAddress;
+pub(crate) use address::is_host_and_port;
 pub use approximate::ApproximatePrefix;
+pub use carrier::Carrier;
 pub use error::ConfigError;
 pub use features::Objective;
 pub use rewrites::{ModelRewrite, RewriteTarget};
@@ -47,6 +50,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is kept on disk of the engines' state; `None` for nothing.
     pub snapshot: Option<Snapshot>,
+    /// Through which server engines' events come; `None` to follow each engine.
+    pub carrier: Option<Carrier>,
     /// Priorities that requests may name.
     pub objectives: Vec<Objective>,
     /// How an endpoint is chosen.

@@ -94,6 +94,14 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
                 "rendering_detail": engine.rendering.to_string(),
             });
             details::add(&mut entry, details::engine(scope, slot, engine));
+            if let Some(counters) = daemon.carried.get(&(scope.number, slot)) {
+                let values = counters.values();
+                entry["carrier"] = json!({
+                    "connected": values.is_connected,
+                    "follower": values.has_follower,
+                    "voids": values.holes,
+                });
+            }
             endpoints.push(entry);
         }
     }

@@ -18,6 +18,7 @@ use routing::SourceState;
 use super::Daemon;
 use super::accuracy;
 use super::admin::source_name;
+use super::carried::Carried;
 use super::details::unchecked_ratio;
 use super::lag::{BOUNDS_S, GatewayLag, Lags, receive_lag_s};
 use super::scope::{Engine, Scope};
@@ -104,6 +105,7 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
     let mut page = Page::default();
     for scope in &daemon.scopes {
         of_scope(&mut page, scope);
+        of_carried(&mut page, scope, &daemon.carried);
     }
     if let Some(listener) = &daemon.listener {
         of_listener(&mut page, listener);
@@ -167,6 +169,25 @@ fn of_scope(page: &mut Page, scope: &Scope) {
         if let Some(ratio) = unchecked_ratio(generated, checks.decided(slot)) {
             page.gauge("wasm_epp_generated_blocks_unchecked_ratio", &labels, ratio);
         }
+    }
+}
+
+fn of_carried(page: &mut Page, scope: &Scope, carried: &Carried) {
+    for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
+        let Some(counters) = carried.get(&(scope.number, slot)) else { continue };
+        let labels: Labels = vec![
+            ("pool", scope.pool.clone()),
+            ("model", scope.model.name.clone()),
+            ("endpoint", endpoint.address.clone()),
+        ];
+        let values = counters.values();
+        let is = |condition| f64::from(u8::from(condition));
+        page.gauge("wasm_epp_carrier_connected", &labels, is(values.is_connected));
+        page.gauge("wasm_epp_carrier_follower", &labels, is(values.has_follower));
+        page.counter("wasm_epp_carrier_records", &labels, values.records);
+        page.counter("wasm_epp_carrier_voids", &labels, values.holes);
+        page.counter("wasm_epp_carrier_records_malformed", &labels, values.malformed);
+        page.counter("wasm_epp_carrier_connections_failed", &labels, values.failures);
     }
 }
 

@@ -52,6 +52,7 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
     ("Events of an engine", &EVENTS),
     ("Sources of events", &SOURCES),
     ("The listener of `kvEventsListen`", &LISTENER),
+    ("Events by a `carrier`", &CARRIED),
     ("Generated blocks", &GENERATED),
     ("The index", &INDEXES),
     ("Snapshots", &SNAPSHOTS),
@@ -187,6 +188,31 @@ const LISTENER: [Metric; 8] = [
         "wasm_epp_listener_updates_unconfigured",
         &[],
         "Updates of publishers that are no configured endpoint",
+    ),
+];
+
+const CARRIED: [Metric; 6] = [
+    gauge("wasm_epp_carrier_connected", ENDPOINT, "1 while there is a connection to the carrier"),
+    gauge(
+        "wasm_epp_carrier_follower",
+        ENDPOINT,
+        "1 while somebody follows the engine and publishes its events",
+    ),
+    counter("wasm_epp_carrier_records", ENDPOINT, "Entries of the engine's stream that were read"),
+    counter(
+        "wasm_epp_carrier_voids",
+        ENDPOINT,
+        "Times that an entry did not follow on the one before, or the place to go on from was gone; the stream was read again from its beginning",
+    ),
+    counter(
+        "wasm_epp_carrier_records_malformed",
+        ENDPOINT,
+        "Entries that were not understood, each a void too",
+    ),
+    counter(
+        "wasm_epp_carrier_connections_failed",
+        ENDPOINT,
+        "Connections to the carrier that were not made or broke, shared by up to 64 endpoints",
     ),
 ];
 
