@@ -5,6 +5,7 @@ mod adapters;
 mod affinities;
 mod approximate;
 mod bodies;
+mod carried;
 mod connecting;
 mod daemon_loss;
 mod disagg;
