@@ -6,6 +6,7 @@ mod affinities;
 mod approximate;
 mod availability;
 mod bodies;
+mod carried;
 mod connecting;
 mod daemon_loss;
 mod disagg;

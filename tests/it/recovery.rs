@@ -61,18 +61,18 @@ async fn every_engine_is_heard(stand: &Stand, daemon: SocketAddr) {
     }
 }
 
-async fn readyz(daemon: SocketAddr) -> Option<Value> {
+pub(crate) async fn readyz(daemon: SocketAddr) -> Option<Value> {
     get(daemon, "/readyz").await.ok()?.json().ok()
 }
 
-async fn endpoint(daemon: SocketAddr, address: &str) -> Option<Value> {
+pub(crate) async fn endpoint(daemon: SocketAddr, address: &str) -> Option<Value> {
     let details = readyz(daemon).await?;
     let mut endpoints = details["endpoints"].as_array()?.iter();
     endpoints.find(|endpoint| endpoint["address"] == address).cloned()
 }
 
 /// Blocks by endpoint, once all events have arrived.
-async fn held_blocks(daemon: SocketAddr) -> BTreeMap<String, u64> {
+pub(crate) async fn held_blocks(daemon: SocketAddr) -> BTreeMap<String, u64> {
     let details = readyz(daemon).await.unwrap();
     let of = |endpoint: &Value| {
         let address = endpoint["address"].as_str().unwrap().to_owned();
@@ -81,10 +81,23 @@ async fn held_blocks(daemon: SocketAddr) -> BTreeMap<String, u64> {
     details["endpoints"].as_array().unwrap().iter().map(of).collect()
 }
 
-/// Batches of all engines that the daemon has applied.
-async fn batches(daemon: SocketAddr) -> Option<u64> {
+/// The engines' own numbers of the last batches that the daemon has applied, by endpoint. What two
+/// daemons count since they were started differs; these do not.
+async fn sequences(daemon: SocketAddr) -> Option<BTreeMap<String, u64>> {
     let details = readyz(daemon).await?;
-    details["endpoints"].as_array()?.iter().map(|e| e["event_batches"].as_u64()).sum()
+    let of = |endpoint: &Value| {
+        Some((endpoint["address"].as_str()?.to_owned(), endpoint["sequence"].as_u64()?))
+    };
+    details["endpoints"].as_array()?.iter().map(of).collect()
+}
+
+/// Waits until both daemons have applied the same batches of every engine.
+pub(crate) async fn have_heard_the_same(first: SocketAddr, second: SocketAddr) {
+    wait_until("both daemons have heard the same", SOON, async || {
+        (sequences(first).await? == sequences(second).await?).then_some(())
+    })
+    .await
+    .unwrap();
 }
 
 /// Waits until what is known now is on disk: of the next two snapshots the second began later.
@@ -98,7 +111,7 @@ async fn snapshot_is_written(stand: &Stand) {
     .unwrap();
 }
 
-async fn gateway_has_everything(stand: &Stand) {
+pub(crate) async fn gateway_has_everything(stand: &Stand) {
     wait_until("the gateway has everything", SOON, async || {
         let gateway = readyz(stand.daemon_admin).await?["gateways"][0].clone();
         (gateway["state"] == "live" && gateway["pending"] == 0).then_some(())
@@ -108,7 +121,7 @@ async fn gateway_has_everything(stand: &Stand) {
 }
 
 /// Matched blocks by endpoint for a request that leaves no trace in the engines.
-async fn matched(stand: &Stand, prompt: &str) -> BTreeMap<String, u64> {
+pub(crate) async fn matched(stand: &Stand, prompt: &str) -> BTreeMap<String, u64> {
     let body = question(prompt);
     let answer = Protocol::H1.post(stand, COMPLETIONS, &body).await;
     received(stand, &answer, &body);
@@ -233,16 +246,11 @@ async fn a_killed_daemon_goes_on_from_its_peer() {
     stand.daemon.take().unwrap().kill();
     stand.start_daemon().unwrap();
     every_engine_is_heard(&stand, stand.daemon_admin).await;
+    have_heard_the_same(stand.daemon_admin, peer).await;
     gateway_has_everything(&stand).await;
-    let before = (batches(stand.daemon_admin).await.unwrap(), batches(peer).await.unwrap());
     let (prompt, holder) = chats(&stand).await;
     let scores = matched(&stand, &prompt).await;
-    let heard = batches(stand.daemon_admin).await.unwrap() - before.0;
-    wait_until("the peer has heard all of it", SOON, async || {
-        (batches(peer).await? - before.1 == heard).then_some(())
-    })
-    .await
-    .unwrap();
+    have_heard_the_same(stand.daemon_admin, peer).await;
     let held = held_blocks(peer).await;
     assert!(held[&holder] > scores[&holder]);
     stand.daemon.take().unwrap().kill();

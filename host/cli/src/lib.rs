@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod doctor;
+pub mod follow;
 pub mod import;
 mod model_files;
 pub mod modules;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use wasm_epp::{config, doctor, import, modules, new_scorer, render, run, serve, simulate};
+use wasm_epp::{config, doctor, follow, import, modules, new_scorer, render, run, serve, simulate};
 
 /// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -27,6 +27,8 @@ enum Command {
     Render(Render),
     /// Run the daemon: watch the engines, feed the gateways
     Serve(Serve),
+    /// Follow engines for all daemons: publish their events to the configured carrier
+    Follow(Follow),
     /// Run a gateway's modules without the gateway: on requests of a file, or in front of engines
     Run(run::Flags),
     /// Say whether precise routing is active, asking a running daemon
@@ -65,6 +67,7 @@ struct Render {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+#[expect(clippy::enum_variant_names, reason = "it is the product's name")]
 enum Gateway {
     /// Envoy by itself
     Envoy,
@@ -92,6 +95,19 @@ struct Serve {
     /// Admin address of another daemon of the pools, to start from what it knows; may be repeated
     #[arg(long = "peer", value_name = "HOST:PORT")]
     peers: Vec<serve::PeerAddress>,
+}
+
+#[derive(Args)]
+struct Follow {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Follow the I-th of N shares of the engines, from 1; all if not given
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    share: follow::Share,
+    /// Where to answer /healthz and /metrics
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<std::net::SocketAddr>,
 }
 
 #[derive(Args)]
@@ -244,6 +260,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Serve(flags) => {
             let config = load(&flags.config)?;
             runtime()?.block_on(serve::run(config, flags.peers))
+        }
+        Command::Follow(flags) => {
+            let config = load(&flags.config)?;
+            runtime()?.block_on(follow::run(config, flags.share, flags.admin))
         }
         Command::Run(flags) => {
             let is_ok = run::run(&flags)?;

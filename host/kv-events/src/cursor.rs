@@ -141,6 +141,11 @@ impl Cursor {
         self.state
     }
 
+    /// The start of the history was not available.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
     /// A connection is being made.
     pub fn connecting(&mut self) {
         self.set_state(SourceState::Connecting);

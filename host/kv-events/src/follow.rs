@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cursor::{Cursor, Message, Resume, SourceState};
 use crate::message;
+use crate::raw::RawUpdate;
 use crate::session::{Closed, Live, Updates, pass_on, session};
 use crate::source::{Count, Counters, SourceUpdate, Timing};
 use crate::zmtp::{Connection, Role, ZmtpError};
@@ -43,10 +44,22 @@ pub async fn follow_with(
     counters: Arc<Counters>,
     updates: mpsc::Sender<SourceUpdate>,
 ) {
-    let closed = updates.clone();
     tokio::select! {
         Err(Closed) = run(&config, timing, &counters, &updates) => {}
-        () = closed.closed() => {}
+        () = updates.closed() => {}
+    }
+}
+
+/// [`follow_with`] for batches as the engine wrote them.
+pub async fn follow_raw(
+    config: SourceConfig,
+    timing: Timing,
+    counters: Arc<Counters>,
+    updates: mpsc::Sender<RawUpdate>,
+) {
+    tokio::select! {
+        Err(Closed) = run(&config, timing, &counters, &updates) => {}
+        () = updates.closed() => {}
     }
 }
 
@@ -56,14 +69,14 @@ async fn run(
     config: &SourceConfig,
     timing: Timing,
     counters: &Counters,
-    updates: &mpsc::Sender<SourceUpdate>,
+    updates: &(impl Updates + Sync),
 ) -> Result<Never, Closed> {
     let mut cursor = match config.resume {
         Some(resume) => Cursor::resume(config.replay.is_some(), resume),
         None => Cursor::new(config.replay.is_some()),
     };
     let mut backoff = MIN_BACKOFF;
-    Updates::send(updates, SourceUpdate::State(SourceState::Connecting)).await?;
+    updates.send(RawUpdate::State(SourceState::Connecting)).await?;
     loop {
         cursor.connecting();
         pass_on(&mut cursor, counters, updates).await?;

@@ -15,6 +15,7 @@ mod event;
 mod follow;
 mod listen;
 mod message;
+mod raw;
 mod release;
 mod replay;
 mod session;
@@ -28,8 +29,9 @@ pub use cursor::{
 };
 pub use decode::{DecodeError, MAX_BATCH_EVENTS, MAX_FRAME_BYTES, decode};
 pub use event::{BlockRemoved, BlockStored, EngineKey, EventBatch, ExtraKeys, KvEvent};
-pub use follow::{SourceConfig, follow, follow_with};
+pub use follow::{SourceConfig, follow, follow_raw, follow_with};
 pub use listen::{CountersOf, Directory, EventListener, ListenConfig, ListenUpdate, listen};
+pub use raw::RawUpdate;
 pub use release::{Encoding, Releases};
 pub use source::{Counters, Counts, SourceUpdate, Timing};
 pub use topic::Topic;

@@ -5,8 +5,8 @@ use std::future::Future;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::cursor::{Action, Cursor, Message, fingerprint};
-use crate::decode::{DecodeError, decode};
+use crate::cursor::{Action, Cursor, Message};
+use crate::raw::RawUpdate;
 use crate::replay::{Replay, ReplayEvent};
 use crate::source::{Counters, SourceUpdate, Timing};
 
@@ -23,11 +23,17 @@ pub(crate) struct Closed;
 /// What the updates of a source are sent to.
 pub(crate) trait Updates {
     /// Waits for room.
-    fn send(&self, update: SourceUpdate) -> impl Future<Output = Result<(), Closed>> + Send;
+    fn send(&self, update: RawUpdate) -> impl Future<Output = Result<(), Closed>> + Send;
 }
 
 impl Updates for mpsc::Sender<SourceUpdate> {
-    async fn send(&self, update: SourceUpdate) -> Result<(), Closed> {
+    async fn send(&self, update: RawUpdate) -> Result<(), Closed> {
+        mpsc::Sender::send(self, update.decode()).await.map_err(|_| Closed)
+    }
+}
+
+impl Updates for mpsc::Sender<RawUpdate> {
+    async fn send(&self, update: RawUpdate) -> Result<(), Closed> {
         mpsc::Sender::send(self, update).await.map_err(|_| Closed)
     }
 }
@@ -63,7 +69,7 @@ pub(crate) async fn session(
                     replay = Some(Replay::start(endpoint, from, timing));
                 }
                 Action::Reconnect => return Ok((End::Dead, heard)),
-                action => deliver(updates, action).await?,
+                action => deliver(cursor, updates, action).await?,
             }
         }
         tokio::select! {
@@ -113,32 +119,23 @@ pub(crate) async fn pass_on(
 ) -> Result<(), Closed> {
     counters.add_cursor(&cursor.take_counts());
     while let Some(action) = cursor.next_action() {
-        deliver(updates, action).await?;
+        deliver(cursor, updates, action).await?;
     }
     Ok(())
 }
 
-async fn deliver(updates: &(impl Updates + Sync), action: Action) -> Result<(), Closed> {
+async fn deliver(
+    cursor: &Cursor,
+    updates: &(impl Updates + Sync),
+    action: Action,
+) -> Result<(), Closed> {
     let update = match action {
-        Action::Deliver(message) => decoded(message),
-        Action::Reset(reason) => SourceUpdate::Reset { reason },
-        Action::State(state) => SourceUpdate::State(state),
+        Action::Deliver(message) => {
+            RawUpdate::Batch { message, state: cursor.state(), is_partial: cursor.is_partial() }
+        }
+        Action::Reset(reason) => RawUpdate::Reset { reason },
+        Action::State(state) => RawUpdate::State(state),
         Action::Replay { .. } | Action::Reconnect => return Ok(()),
     };
     updates.send(update).await
-}
-
-fn decoded(message: Message) -> SourceUpdate {
-    let Message { sequence, payload, cut_from, received_at } = message;
-    let batch = match cut_from {
-        Some(bytes) => {
-            Err(DecodeError::TooLarge { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) })
-        }
-        None => decode(&payload),
-    };
-    let fingerprint = fingerprint(&payload);
-    match batch {
-        Ok(batch) => SourceUpdate::Batch { sequence, fingerprint, batch, received_at },
-        Err(error) => SourceUpdate::Undecodable { sequence, fingerprint, error },
-    }
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::cursor::{CursorCounts, ResetReason, SourceState};
-use crate::session::{Closed, Updates};
+use crate::session::Closed;
 use crate::source::{Count, Counters, SourceUpdate};
 
 mod adapter;
@@ -105,7 +105,7 @@ async fn run(
     let poller = Poller::new(config);
     let mut adapter = Adapter::new(config.block_size_tokens);
     let mut state = SourceState::Connecting;
-    Updates::send(updates, SourceUpdate::State(state)).await?;
+    send(updates, SourceUpdate::State(state)).await?;
     let mut ticks = interval(config.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -117,7 +117,7 @@ async fn run(
                 (0..taken.unreadable).for_each(|_| counters.add(Count::NotABatch));
                 for update in taken.updates {
                     counters.add_cursor(&reset(&update));
-                    Updates::send(updates, update).await?;
+                    send(updates, update).await?;
                 }
                 adapter.state()
             }
@@ -132,7 +132,7 @@ async fn run(
         };
         if state != new_state {
             state = new_state;
-            Updates::send(updates, SourceUpdate::State(state)).await?;
+            send(updates, SourceUpdate::State(state)).await?;
         }
     }
 }
@@ -199,4 +199,8 @@ impl<'a> Poller<'a> {
             Err(error) => Err(TrtllmError::Request(error)),
         }
     }
+}
+
+async fn send(updates: &mpsc::Sender<SourceUpdate>, update: SourceUpdate) -> Result<(), Closed> {
+    updates.send(update).await.map_err(|_| Closed)
 }

@@ -1,6 +1,7 @@
 //! What the fuzz targets do with an input, apart from libFuzzer, so that a test on stable can
 //! replay the seeds through the same functions. Each must return, whatever the bytes are.
 
+pub mod carried;
 pub mod events;
 pub mod feed_bytes;
 pub mod meter;
@@ -14,7 +15,7 @@ pub mod tokenizer;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("events", events::decode),
     ("framing", events::framing),
     ("trtllm", events::trtllm),
@@ -24,4 +25,5 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("prompt", prompts::render),
     ("snapshot", snapshots::read),
     ("meter", meter::read),
+    ("carrier", carried::read),
 ];

@@ -52,6 +52,14 @@ impl fmt::Display for FeedAddress {
     }
 }
 
+/// Whether it is `HOST:PORT`, with a name or an address.
+pub(crate) fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let is_host = !host.is_empty() && !host.contains(['/', ' ', '@', '\r', '\n']);
+        is_host && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
 /// An `ip:port` in the one form Envoy compares, so that it can be matched as a string.
 pub(super) fn canonical(key: &str, text: &str) -> Result<SocketAddr, Refused> {
     const FORM: &str = "ip:port or [ipv6]:port, no host name";

@@ -14,7 +14,7 @@ use super::{
     Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics, Model, ModelSource,
     Pool, Snapshot,
 };
-use super::{address, envoy_gateway, istio, rewrites};
+use super::{address, carrier, envoy_gateway, istio, rewrites};
 
 /// Envoy's own names of its log levels.
 const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
@@ -39,8 +39,11 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     }
     let model_rewrites = rewrites::check(raw.model_rewrites, &pools)?;
     let routing = routing(raw.routing.unwrap_or_default(), base)?;
+    let has_listener = raw.kv_events_listen.is_some();
+    let carrier = raw.carrier.map(|raw| carrier::check(raw, &pools, has_listener, base));
     Ok(Config {
         file: file.to_owned(),
+        carrier: carrier.transpose()?,
         model_rewrites,
         data_dir: address::resolve(base, &filled("dataDir", raw.data_dir)?),
         admin: address::canonical("admin", &raw.admin)?,

@@ -5,6 +5,7 @@
 
 mod address;
 mod approximate;
+mod carrier;
 mod check;
 mod envoy_gateway;
 mod error;
@@ -22,7 +23,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::FeedAddress;
+pub(crate) use address::is_host_and_port;
 pub use approximate::ApproximatePrefix;
+pub use carrier::Carrier;
 pub use envoy_gateway::{EnvoyGateway, RoutedPool};
 pub use error::ConfigError;
 pub use features::Objective;
@@ -51,6 +54,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is kept on disk of the engines' state; `None` for nothing.
     pub snapshot: Option<Snapshot>,
+    /// Through which server engines' events come; `None` to follow each engine.
+    pub carrier: Option<Carrier>,
     /// Priorities that requests may name.
     pub objectives: Vec<Objective>,
     /// How an endpoint is chosen.

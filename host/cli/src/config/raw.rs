@@ -20,6 +20,9 @@ pub(super) struct Raw {
     pub(super) pools: Vec<RawPool>,
     pub(super) metrics: Option<RawMetrics>,
     pub(super) snapshot: Option<RawSnapshot>,
+    /// Left out it is off, so nothing under it must be told apart from that.
+    #[serde(default, deserialize_with = "section")]
+    pub(super) carrier: Option<RawCarrier>,
     #[serde(default)]
     pub(super) objectives: Vec<RawObjective>,
     pub(super) routing: Option<RawRouting>,
@@ -105,6 +108,18 @@ impl Default for RawMetrics {
 pub(super) struct RawSnapshot {
     #[serde(default = "default_snapshot_interval")]
     pub(super) interval_seconds: i64,
+}
+
+/// Off unless the section is there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct RawCarrier {
+    pub(super) server: Option<String>,
+    pub(super) username: Option<String>,
+    pub(super) password_file: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) max_entries: Option<i64>,
+    pub(super) lease_ms: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -60,6 +60,7 @@ fn engine(value: &Value) -> Finding {
         )),
         _ => {}
     }
+    problems.extend(carrier(&value["carrier"]));
     replay(&of, &mut problems, &mut remarks);
     silence(&of, &mut problems, &mut remarks);
     meaning(&of, value, &mut problems, &mut remarks);
@@ -128,6 +129,15 @@ fn doubted(doubt: &str) -> String {
         other => other,
     };
     text.to_owned()
+}
+
+/// What is wrong on the way by a carrier, where there is one.
+fn carrier(value: &Value) -> Option<String> {
+    if value["connected"] == false {
+        return Some("the daemon has no connection to the carrier of its events".to_owned());
+    }
+    let is_left = value["follower"] == false;
+    is_left.then(|| "nobody follows it: does wasm-epp follow run?".to_owned())
 }
 
 /// Only an answer proves a replay.

@@ -78,6 +78,7 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
                 "has_events": endpoint.kv_events.is_some(),
                 "has_replay": endpoint.replay.is_some(),
                 "event_batches": engine.counters.batches,
+                "sequence": engine.position.map(|position| position.sequence),
                 "last_batch_ms": engine.last_batch.map(|at| at.elapsed().as_millis() as u64),
                 "held_blocks": held_blocks,
                 "restored": engine.restored.as_ref().map(|restored| json!({
@@ -94,6 +95,14 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
                 "rendering_detail": engine.rendering.to_string(),
             });
             details::add(&mut entry, details::engine(scope, slot, engine));
+            if let Some(counters) = daemon.carried.get(&(scope.number, slot)) {
+                let values = counters.values();
+                entry["carrier"] = json!({
+                    "connected": values.is_connected,
+                    "follower": values.has_follower,
+                    "voids": values.holes,
+                });
+            }
             endpoints.push(entry);
         }
     }
@@ -126,8 +135,13 @@ pub(crate) fn source_name(source: SourceState) -> &'static str {
 }
 
 async fn metrics(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
+    open_metrics(page::render(&daemon))
+}
+
+/// The answer to whoever asks for a page of metrics.
+pub(crate) fn open_metrics(page: Result<String, std::fmt::Error>) -> impl IntoResponse {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match page::render(&daemon) {
+    match page {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, content_type)], text),
         Err(_) => (
             StatusCode::INTERNAL_SERVER_ERROR,

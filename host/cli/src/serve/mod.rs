@@ -4,19 +4,20 @@
 //! (pool, model). Tasks never wait for a gateway while they hold a scope.
 
 mod accuracy;
-mod admin;
+pub(crate) mod admin;
 mod apply;
 mod canonicality;
+pub(crate) mod carried;
 mod details;
 pub(crate) mod gateway;
 pub(crate) mod in_flight;
 mod lag;
-mod page;
+pub(crate) mod page;
 mod revival;
 pub(crate) mod scope;
 mod seed;
 mod snapshot;
-mod spec;
+pub(crate) mod spec;
 mod verify;
 mod watch;
 
@@ -41,6 +42,8 @@ pub(crate) struct Daemon {
     /// Of the listener for engines that connect, if there is one.
     pub(crate) listener: Option<Arc<watch::ListenerCounts>>,
     pub(crate) snapshots: Arc<snapshot::Record>,
+    /// Engines whose events come by a carrier.
+    pub(crate) carried: carried::Carried,
 }
 
 /// One gateway as the status pages see it.
@@ -97,13 +100,17 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
         scope.start_checks();
     }
     let listener = config.kv_events_listen.as_ref().map(|_| Arc::default());
-    let daemon = Arc::new(Daemon { scopes, gateways, listener, snapshots });
     let mut tasks = JoinSet::new();
+    let carried = match &config.carrier {
+        Some(carrier) => carried::start(carrier, &scopes, &mut tasks)?,
+        None => carried::Carried::default(),
+    };
+    let daemon = Arc::new(Daemon { scopes, gateways, listener, snapshots, carried });
     revivals.into_iter().for_each(|revival| {
         tasks.spawn(revival.run());
     });
     for scope in &daemon.scopes {
-        watch::start(scope, &config.metrics, &mut tasks);
+        watch::start(scope, &config.metrics, config.carrier.is_some(), &mut tasks);
     }
     if let (Some(endpoint), Some(counts)) = (&config.kv_events_listen, &daemon.listener) {
         watch::listen(&daemon.scopes, endpoint, counts, &mut tasks).await?;
@@ -141,7 +148,7 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
     outcome
 }
 
-fn died(ended: Result<(), tokio::task::JoinError>) -> anyhow::Error {
+pub(crate) fn died(ended: Result<(), tokio::task::JoinError>) -> anyhow::Error {
     match ended {
         Ok(()) => anyhow::anyhow!("a task of the daemon ended by itself"),
         Err(error) => anyhow::Error::new(error).context("a task of the daemon died"),
@@ -155,7 +162,7 @@ fn target(feed: &FeedAddress) -> Target {
     }
 }
 
-async fn stop_signal() -> anyhow::Result<&'static str> {
+pub(crate) async fn stop_signal() -> anyhow::Result<&'static str> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

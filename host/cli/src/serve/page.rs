@@ -18,6 +18,7 @@ use routing::SourceState;
 use super::Daemon;
 use super::accuracy;
 use super::admin::source_name;
+use super::carried::Carried;
 use super::details::unchecked_ratio;
 use super::lag::{BOUNDS_S, GatewayLag, Lags, receive_lag_s};
 use super::scope::{Engine, Scope};
@@ -25,11 +26,11 @@ use super::snapshot::Record;
 use super::spec::{self, Kind};
 use super::watch::ListenerCounts;
 
-type Labels = Vec<(&'static str, String)>;
+pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// Collects families by name; each family is registered at its first value.
 #[derive(Default)]
-struct Page {
+pub(crate) struct Page {
     registry: Registry,
     counters: Families<Counter>,
     gauges: Families<Gauge<f64, AtomicU64>>,
@@ -41,16 +42,23 @@ type Families<M> = Vec<(&'static str, Family<Labels, M>)>;
 
 impl Page {
     /// A counter; the encoder appends `_total`.
-    fn counter(&mut self, name: &'static str, labels: &Labels, value: u64) {
+    pub(crate) fn counter(&mut self, name: &'static str, labels: &Labels, value: u64) {
         debug_assert!(spec::is(name, Kind::Counter, labels), "{name} {labels:?}");
         let family = family(&mut self.registry, &mut self.counters, name);
         family.get_or_create(labels).inc_by(value);
     }
 
-    fn gauge(&mut self, name: &'static str, labels: &Labels, value: f64) {
+    pub(crate) fn gauge(&mut self, name: &'static str, labels: &Labels, value: f64) {
         debug_assert!(spec::is(name, Kind::Gauge, labels), "{name} {labels:?}");
         let family = family(&mut self.registry, &mut self.gauges, name);
         family.get_or_create(labels).set(value);
+    }
+
+    /// In OpenMetrics text.
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
     }
 
     fn histogram(&mut self, name: &'static str, labels: &Labels, lags: &Lags) {
@@ -104,6 +112,7 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
     let mut page = Page::default();
     for scope in &daemon.scopes {
         of_scope(&mut page, scope);
+        of_carried(&mut page, scope, &daemon.carried);
     }
     if let Some(listener) = &daemon.listener {
         of_listener(&mut page, listener);
@@ -122,9 +131,7 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
         of_lag(&mut page, &labels, &lag);
     }
     of_accuracy(&mut page, daemon);
-    let mut text = String::new();
-    encode(&mut text, &page.registry)?;
-    Ok(text)
+    page.text()
 }
 
 fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
@@ -167,6 +174,25 @@ fn of_scope(page: &mut Page, scope: &Scope) {
         if let Some(ratio) = unchecked_ratio(generated, checks.decided(slot)) {
             page.gauge("wasm_epp_generated_blocks_unchecked_ratio", &labels, ratio);
         }
+    }
+}
+
+fn of_carried(page: &mut Page, scope: &Scope, carried: &Carried) {
+    for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
+        let Some(counters) = carried.get(&(scope.number, slot)) else { continue };
+        let labels: Labels = vec![
+            ("pool", scope.pool.clone()),
+            ("model", scope.model.name.clone()),
+            ("endpoint", endpoint.address.clone()),
+        ];
+        let values = counters.values();
+        let is = |condition| f64::from(u8::from(condition));
+        page.gauge("wasm_epp_carrier_connected", &labels, is(values.is_connected));
+        page.gauge("wasm_epp_carrier_follower", &labels, is(values.has_follower));
+        page.counter("wasm_epp_carrier_records", &labels, values.records);
+        page.counter("wasm_epp_carrier_voids", &labels, values.holes);
+        page.counter("wasm_epp_carrier_records_malformed", &labels, values.malformed);
+        page.counter("wasm_epp_carrier_connections_failed", &labels, values.failures);
     }
 }
 

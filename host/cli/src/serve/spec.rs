@@ -1,6 +1,8 @@
 //! Every metric of the daemon: name, type, labels, meaning. The page takes its help texts from here,
 //! `METRICS.md` is this table, and tests hold both to it.
 
+mod carrier;
+
 /// Types of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -52,6 +54,7 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
     ("Events of an engine", &EVENTS),
     ("Sources of events", &SOURCES),
     ("The listener of `kvEventsListen`", &LISTENER),
+    ("Events by a `carrier`", &carrier::CARRIED),
     ("Generated blocks", &GENERATED),
     ("The index", &INDEXES),
     ("Snapshots", &SNAPSHOTS),
@@ -59,6 +62,12 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
     ("Lag", &LAG),
     ("Load of an engine", &LOAD),
     ("What a meter found", &MEASURED),
+];
+
+/// Those of `wasm-epp follow`, which `METRICS.md` shows after the daemon's.
+pub(crate) const FOLLOWER: &[(&str, &[Metric])] = &[
+    ("Engines that are followed", &carrier::FOLLOWED),
+    ("Their events", &carrier::FOLLOWED_EVENTS),
 ];
 
 const EVENTS: [Metric; 7] = [
@@ -370,8 +379,12 @@ const LOAD: [Metric; 4] = [
     counter("wasm_epp_scrape_failures", ENDPOINT, "Scrapes that failed"),
 ];
 
+fn all() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(FOLLOWER).flat_map(|(_, metrics)| metrics.iter())
+}
+
 fn find(name: &str) -> Option<&'static Metric> {
-    METRICS.iter().flat_map(|(_, metrics)| metrics.iter()).find(|metric| metric.name == name)
+    all().find(|metric| metric.name == name)
 }
 
 /// What the metric means; empty for one that is not listed, which a test finds.
@@ -395,7 +408,17 @@ mod tests {
         let mut text = "# Metrics of the daemon\n\nAt `/metrics` of the admin address, as OpenMetrics. Labels take only values of the configuration \
                         and those named here.\nA gauge or histogram of something that is not known yet is absent, not 0.\n"
             .to_owned();
-        for (subject, metrics) in METRICS {
+        add_sections(&mut text, METRICS);
+        text.push_str(
+            "\n# Metrics of a follower\n\nAt `/metrics` of `wasm-epp follow --admin`, likewise. `events` and `topic` are `kvEvents` and `topic` of the endpoints that\n\
+             share the publisher.\n",
+        );
+        add_sections(&mut text, FOLLOWER);
+        text
+    }
+
+    fn add_sections(text: &mut String, sections: &[(&str, &[Metric])]) {
+        for (subject, metrics) in sections {
             text.push_str(&format!(
                 "\n## {subject}\n\n| metric | type | labels | is |\n|---|---|---|---|\n"
             ));
@@ -413,7 +436,6 @@ mod tests {
                 ));
             }
         }
-        text
     }
 
     /// `METRICS_WRITE=1 cargo test -p wasm-epp metrics_md` writes the file.
@@ -428,8 +450,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_follow_the_scheme() {
-        let mut names: Vec<&str> =
-            METRICS.iter().flat_map(|(_, metrics)| metrics.iter().map(|m| m.name)).collect();
+        let mut names: Vec<&str> = all().map(|metric| metric.name).collect();
         for name in &names {
             assert!(name.starts_with("wasm_epp_") && !name.ends_with("_total"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");

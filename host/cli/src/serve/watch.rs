@@ -17,19 +17,26 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::apply;
 use super::scope::{Engine, Scope};
 use super::verify;
+use super::{apply, carried};
 use crate::config::{EngineKind, Metrics};
 
 /// Batches that may wait between socket and index; beyond it the engine's own queue fills.
 const QUEUE: usize = 1024;
 
-/// Starts the tasks of all endpoints of a scope.
-pub(crate) fn start(scope: &Arc<Scope>, metrics: &Metrics, tasks: &mut JoinSet<()>) {
+/// Starts the tasks of all endpoints of a scope; without those that follow engines whose events come
+/// by a carrier.
+pub(crate) fn start(
+    scope: &Arc<Scope>,
+    metrics: &Metrics,
+    has_carrier: bool,
+    tasks: &mut JoinSet<()>,
+) {
     tasks.spawn(expire(Arc::clone(scope)));
     for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
-        if let Some(events) = &endpoint.kv_events {
+        let is_carried = has_carrier && carried::can_carry(endpoint);
+        if let Some(events) = endpoint.kv_events.as_ref().filter(|_| !is_carried) {
             let (sender, mut updates) = mpsc::channel(QUEUE);
             let counters = Arc::clone(&scope.readers[usize::from(slot)]);
             match endpoint.engine {

@@ -6,8 +6,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{Directory, ListenUpdate};
 use crate::cursor::{Cursor, Message, SourceState};
+use crate::raw::RawUpdate;
 use crate::session::{Closed, End, Live, Updates, pass_on, session};
-use crate::source::{Counters, SourceUpdate, Timing};
+use crate::source::{Counters, Timing};
 use crate::topic::Topic;
 
 /// What a source learns from connections, by number. The first and the last come in the order in
@@ -25,8 +26,8 @@ struct Tagged {
 }
 
 impl Updates for Tagged {
-    async fn send(&self, update: SourceUpdate) -> Result<(), Closed> {
-        let update = ListenUpdate { topic: self.topic.clone(), update };
+    async fn send(&self, update: RawUpdate) -> Result<(), Closed> {
+        let update = ListenUpdate { topic: self.topic.clone(), update: update.decode() };
         self.updates.send(update).await.map_err(|_| Closed)
     }
 }
@@ -57,7 +58,7 @@ async fn follow(
         None => Cursor::new(false),
     };
     let mut feed = Feed { events, speaker: None };
-    updates.send(SourceUpdate::State(SourceState::Connecting)).await?;
+    updates.send(RawUpdate::State(SourceState::Connecting)).await?;
     while let Some(leave) = feed.connected().await {
         let endpoint = directory.replay(&updates.topic);
         cursor.set_replay(endpoint.is_some());

@@ -27,6 +27,60 @@ fn numbers_are_refused_outside_their_range() {
 }
 
 #[test]
+fn a_carrier_has_a_server_and_engines_to_follow() {
+    let refused_carrier = |section: &str, listener: &str, sentence: &str| {
+        let endpoint = "{address: '127.0.0.1:8000', kvEvents: 'tcp://127.0.0.1:5557'}";
+        refused(
+            &format!(
+                "carrier: {section}\n{listener}pools: [{{name: p, models: [{MODEL}], endpoints: \
+                 [{endpoint}]}}]"
+            ),
+            &format!("c.yaml: carrier.{sentence}"),
+        );
+    };
+    let server = "HOST:PORT of a Valkey or Redis server, a port in 1..=65535";
+    for (section, found) in
+        [("", ""), ("{server: valkey}", "valkey"), ("{server: 'redis://v:6379'}", "redis://v:6379")]
+    {
+        let sentence = format!("server: {found:?} is not accepted: expected {server}");
+        refused_carrier(section, "", &sentence);
+    }
+    for (more, sentence) in [
+        ("maxEntries: 9999", "maxEntries: 9999 is not accepted: expected 10000..=100000000"),
+        ("leaseMs: 499", "leaseMs: 499 is not accepted: expected 500..=60000"),
+        ("leaseMs: 60001", "leaseMs: 60001 is not accepted: expected 500..=60000"),
+        (
+            "username: epp",
+            "username: \"epp\" is not accepted: expected nothing, or passwordFile beside it",
+        ),
+        (
+            "name: ''",
+            "name: \"\" is not accepted: expected at least one character and no control characters",
+        ),
+    ] {
+        refused_carrier(&format!("{{server: 'v:6379', {more}}}"), "", sentence);
+    }
+    refused_carrier(
+        "{server: 'v:6379'}",
+        "kvEventsListen: 'tcp://127.0.0.1:5557'\n",
+        "server: \"v:6379\" is not accepted: expected nothing beside kvEventsListen: engines that \
+         connect are not followed",
+    );
+    refused_beside_pools(
+        "carrier: {server: 'v:6379'}",
+        "c.yaml: carrier.server: \"v:6379\" is not accepted: expected an endpoint with kvEvents of \
+         vllm or sglang: no other is carried",
+    );
+    let config = accepted(
+        "carrier: {server: 'v:6379'}\npools: [{name: p, models: [{name: m, folder: m}], endpoints: \
+         [{address: '127.0.0.1:8000', kvEvents: 'tcp://127.0.0.1:5557'}]}]",
+    );
+    let carrier = config.carrier.expect("a carrier");
+    assert_eq!((carrier.name.as_str(), carrier.max_entries), ("wasm-epp", 65_536));
+    assert_eq!((carrier.lease.as_millis(), carrier.password_file), (5_000, None));
+}
+
+#[test]
 fn endpoints_are_in_the_form_envoy_compares() {
     let check = |address: &str, expected: &str| {
         refused_pool(

@@ -87,6 +87,9 @@ fn each_ill_of_an_engine_has_its_sentence() {
         "3 of the last 12 were too low",
     );
     check(json!({"has_replay": false, "replay": "never asked"}), "no replay");
+    let carried = |connected: bool, follower: bool| json!({"carrier": {"connected": connected, "follower": follower}});
+    check(carried(false, false), "no connection to the carrier");
+    check(carried(true, false), "nobody follows it");
     check(
         json!({"replay": "fails", "replays_failed": 2}),
         "its replay does not answer (2 of 2 failed, the last one too)",

@@ -56,6 +56,7 @@ impl Setup {
             gateways: vec![gateway],
             listener: Some(Arc::default()),
             snapshots: Arc::default(),
+            carried: [((0, 0), Arc::default())].into(),
         };
         Self { _folder: folder, daemon, feed }
     }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::config::is_host_and_port;
+
 /// For a connection. A peer that is gone must not keep its partner from starting.
 const CONNECT: Duration = Duration::from_secs(2);
 /// Between two pieces of an answer, which first has to be taken.
@@ -25,11 +27,7 @@ impl FromStr for PeerAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_address = text.rsplit_once(':').is_some_and(|(host, port)| {
-            let is_host = !host.is_empty() && !host.contains(['/', ' ', '@', '\r', '\n']);
-            is_host && port.parse::<u16>().is_ok_and(|port| port != 0)
-        });
-        if is_address {
+        if is_host_and_port(text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(format!("{text:?} is not HOST:PORT, a port in 1..=65535"))
