@@ -103,6 +103,9 @@ pub struct PusherConfig {
     /// Longest silence towards the gateway: an empty batch asks for an ack. The heartbeat of every
     /// second goes out all the same.
     pub poll: Duration,
+    /// True while this daemon hears none of what it tells gateways: it leaves them to another, as one
+    /// that stands by does.
+    pub aside: watch::Receiver<bool>,
     /// True when the daemon stops: what is left is pushed once, then the pusher ends.
     pub stop: watch::Receiver<bool>,
 }
@@ -171,6 +174,10 @@ impl<S: StateSource> Pusher<S> {
     /// Feeds over one connection until it is time for a fresh one.
     async fn feed(&mut self, connection: &mut Connection) -> Ended {
         let rotate_at = Instant::now() + ROTATE;
+        if *self.config.aside.borrow() && self.session.take().is_some() {
+            tracing::warn!(gateway = self.config.name, "leaving the gateway to another daemon");
+            self.standby_since = Some(Instant::now());
+        }
         if self.session.is_none() && !self.hello(connection).await {
             return Ended::Failed;
         }
@@ -230,6 +237,11 @@ impl<S: StateSource> Pusher<S> {
         if matches!(ack.status, AckStatus::Refused | AckStatus::Failed) {
             self.refused(&ack.reason);
             return false;
+        }
+        if *self.config.aside.borrow() {
+            self.standby_since.get_or_insert_with(Instant::now);
+            self.set_state(PushState::Standby);
+            return true;
         }
         if let Some(since) = self.standby_since {
             let age = Duration::from_nanos(ack.now_ns.saturating_sub(ack.head.stamp_ns));
@@ -326,7 +338,10 @@ impl<S: StateSource> Pusher<S> {
                 Some(Fill::More)
             }
             Next::StartOver => {
-                tracing::info!(gateway = self.config.name, "the gateway is another process");
+                tracing::info!(
+                    gateway = self.config.name,
+                    "starting over: another process, or claimed by another daemon"
+                );
                 self.source.unknown();
                 self.session = None;
                 Some(Fill::Drained)

@@ -93,6 +93,11 @@ impl Session {
             AckStatus::Refused | AckStatus::Failed => Next::Refused,
             AckStatus::Conflict if head.instance != self.instance => Next::StartOver,
             AckStatus::Conflict if head.epoch > self.epoch => Next::Superseded,
+            // Two that claim in the same millisecond have the same epoch: whose first batch is not the first
+            // of the epoch claims another. So does one whose first answer was lost, at the price of a snapshot.
+            AckStatus::Conflict if head.epoch == self.epoch && self.sequence == 0 => {
+                Next::StartOver
+            }
             AckStatus::Conflict if head.epoch == self.epoch => {
                 self.sequence = head.sequence;
                 self.is_complete = head.is_complete;
@@ -153,6 +158,10 @@ mod tests {
         check(AckStatus::Applied, (7, 10, 5), Next::Go, 5);
         // The answer to batch 5 was lost, it had been applied.
         check(AckStatus::Conflict, (7, 10, 5), Next::Resend, 5);
+        // Nothing of ours was acked in this epoch, so it may be another's.
+        let mut claimed = Session { sequence: 0, is_complete: false, ..session };
+        let head = Head { instance: 7, epoch: 10, sequence: 1, ..Head::default() };
+        assert_eq!(claimed.observe(&ack(AckStatus::Conflict, head), false), Next::StartOver);
         check(AckStatus::Conflict, (8, 10, 5), Next::StartOver, 4);
         check(AckStatus::Conflict, (7, 11, 1), Next::Superseded, 4);
         check(AckStatus::Conflict, (7, 9, 9), Next::StartOver, 4);

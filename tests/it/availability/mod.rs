@@ -2,6 +2,7 @@
 //! grow, requests are served, and once the news is through every gateway routes by the same prefixes.
 
 mod link;
+mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use testbed::{
 
 use crate::support::{COMPLETIONS, completion, prose, question};
 use link::{Link, Writes};
+use wire::Wire;
 
 const GATEWAYS: usize = 3;
 const DAEMONS: usize = 2;
@@ -31,6 +33,8 @@ struct Fleet {
     /// Processes by daemon; `None` while stopped.
     daemons: Vec<Option<Process>>,
     admins: Vec<SocketAddr>,
+    /// From the last daemon to the engines: pages, events, replays.
+    wires: Vec<Wire>,
     /// By daemon, then by gateway.
     links: Vec<Vec<Link>>,
     /// By gateway.
@@ -56,6 +60,7 @@ impl Fleet {
             daemons: (0..DAEMONS).map(|_| None).collect(),
             writes: (0..GATEWAYS).map(|_| Arc::default()).collect(),
             links: Vec::new(),
+            wires: Vec::new(),
             siblings: Vec::new(),
             stand,
         };
@@ -73,6 +78,14 @@ impl Fleet {
             let links = (0..GATEWAYS).map(link).collect();
             fleet.links.push(links);
         }
+        for engine in &fleet.stand.engines {
+            let zmq = |address: &Option<String>| {
+                address.as_ref().unwrap().strip_prefix("tcp://").unwrap().parse().unwrap()
+            };
+            for to in [engine.http, zmq(&engine.kv_events), zmq(&engine.replay)] {
+                fleet.wires.push(Wire::new(to).await);
+            }
+        }
         fleet
     }
 
@@ -88,6 +101,7 @@ impl Fleet {
         let first = format!("dataDir: data\nadmin: {}\n", self.stand.daemon_admin);
         assert!(text.starts_with(&first));
         let text = text.replace(&first, &own).replace("unix:link-0-", &format!("unix:link-{d}-"));
+        let text = if d == DAEMONS - 1 { self.by_wires(text) } else { text };
         std::fs::write(&file, text).unwrap();
         let seeds = |d: usize| self.file(&format!("data-{d}/seeds"));
         if d > 0 && !seeds(d).exists() {
@@ -106,6 +120,25 @@ impl Fleet {
         }
         let log = self.file(&format!("daemon-{d}.log"));
         self.daemons[d] = Some(Process::start(&format!("daemon {d}"), &mut command, &log).unwrap());
+    }
+
+    /// The configuration of a daemon that reaches the engines by the wires alone.
+    fn by_wires(&self, mut text: String) -> String {
+        for (engine, wires) in self.stand.engines.iter().zip(self.wires.chunks(3)) {
+            let [page, events, replay] = wires else { panic!("three wires of an engine") };
+            let endpoint = format!("{{address: {}, ", engine.http);
+            let with_page = format!("{endpoint}metrics: \"http://{}/metrics\", ", page.address);
+            let told = [&engine.kv_events, &engine.replay].map(|told| told.clone().unwrap());
+            for (from, to) in [
+                (&endpoint, with_page),
+                (&told[0], format!("tcp://{}", events.address)),
+                (&told[1], format!("tcp://{}", replay.address)),
+            ] {
+                assert!(text.contains(from), "{from} in {text}");
+                text = text.replace(from, &to);
+            }
+        }
+        text
     }
 
     async fn details(&self, d: usize) -> Option<Value> {
@@ -284,6 +317,25 @@ async fn each_gateway_has_one_writer_and_stays_precise_whatever_is_lost() {
     fleet.fed_by("another daemon", [Some(0), Some(1), Some(1)]).await;
     fleet.precise("another daemon", &[0], &prompt, &holder).await;
     fleet.links[1][0].mend();
+
+    // The daemon that feeds two gateways hears no engine any more, and lets the other have them.
+    fleet.wires.iter_mut().for_each(Wire::cut);
+    fleet.fed_by("a deaf daemon", [Some(0); 3]).await;
+    fleet.learns("a deaf daemon", &[0, 1, 2]).await;
+    for wire in &mut fleet.wires {
+        wire.mend().await;
+    }
+    let heard = async || {
+        let details = fleet.details(1).await?;
+        let mut endpoints = details["endpoints"].as_array()?.iter();
+        endpoints.all(|endpoint| endpoint["ready"] == true).then_some(())
+    };
+    wait_until("the daemon hears the engines again", SOON, heard).await.unwrap();
+    // And when the other one goes, it has heard what it missed.
+    let (prompt, holder) = fleet.learns("both daemons hear", &[0, 1, 2]).await;
+    fleet.daemons[0].take().unwrap().kill();
+    fleet.fed_by("the other daemon alone", [Some(1); 3]).await;
+    fleet.precise("the other daemon alone", &[0, 1, 2], &prompt, &holder).await;
 
     traffic.end().await;
     for writes in &fleet.writes {

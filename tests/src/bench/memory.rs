@@ -235,6 +235,7 @@ async fn push(stand: &Stand, mut index: Index) -> Result<u64> {
             name: "gw".into(),
             target: Target::Unix(stand.folder.path().join("feed.sock")),
             changed: Arc::new(Notify::new()),
+            aside: watch::channel(false).1,
             stop: stopped,
         },
         Buckets { index, watcher, in_flight: Vec::new() },

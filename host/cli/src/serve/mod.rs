@@ -13,6 +13,7 @@ pub(crate) mod gateway;
 pub(crate) mod in_flight;
 mod lag;
 pub(crate) mod page;
+mod reach;
 mod revival;
 pub(crate) mod scope;
 mod seed;
@@ -74,6 +75,7 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
     // A lone gateway knows what it has in flight, and its heartbeats tell the status pages.
     let poll = if in_flight.is_shared() { POLL } else { Duration::MAX };
     let (stop, stopped) = watch_channel::channel(false);
+    let (aside, set_aside) = watch_channel::channel(false);
     let mut pushers = JoinSet::new();
     let (mut gateways, mut revivals) = (Vec::new(), Vec::new());
     for (number, (gateway, changed)) in config.gateways.iter().zip(&wakers).enumerate() {
@@ -85,6 +87,7 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
                 target: target(&gateway.feed),
                 changed: Arc::clone(changed),
                 poll,
+                aside: set_aside.clone(),
                 stop: stopped.clone(),
             },
             feed,
@@ -101,6 +104,7 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
     }
     let listener = config.kv_events_listen.as_ref().map(|_| Arc::default());
     let mut tasks = JoinSet::new();
+    tasks.spawn(reach::watch(scopes.clone(), config.metrics.down_after_failures, aside));
     let carried = match &config.carrier {
         Some(carrier) => carried::start(carrier, &scopes, &mut tasks)?,
         None => carried::Carried::default(),

@@ -156,18 +156,20 @@ impl Setup {
     fn pusher(&self, values: impl StateSource + Sync) -> Running {
         let changed = Arc::new(Notify::new());
         let (stop, stopped) = watch::channel(false);
+        let (aside, set_aside) = watch::channel(false);
         let pusher = Pusher::new(
             PusherConfig {
                 poll: Duration::MAX,
                 name: "gw".into(),
                 target: Target::Unix(self.folder.path().join("feed")),
                 changed: Arc::clone(&changed),
+                aside: set_aside,
                 stop: stopped,
             },
             values,
         );
         let status = pusher.status();
-        Running { changed, stop, status, task: tokio::spawn(pusher.run()) }
+        Running { changed, aside, stop, status, task: tokio::spawn(pusher.run()) }
     }
 
     /// Waits until the gateway's active state is exactly `expected`.
@@ -178,6 +180,7 @@ impl Setup {
 
 struct Running {
     changed: Arc<Notify>,
+    aside: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     status: Arc<Mutex<GatewayStatus>>,
     task: tokio::task::JoinHandle<()>,
@@ -347,6 +350,36 @@ async fn a_second_daemon_takes_over_and_the_first_stands_by_until_it_is_gone() {
     setup.gateway.lock().unwrap().host.now_ns.set(10_000_000_000);
     first.is(PushState::Live).await;
     setup.holds(&[(1, 1)]).await;
+}
+
+#[tokio::test]
+async fn who_hears_nothing_leaves_the_gateway_to_another_and_does_not_take_it_back() {
+    let setup = Setup::new();
+    let (first_values, second_values) = (Values::default(), Values::default());
+    first_values.set(1, 1);
+    second_values.set(1, 2);
+    let (first, second) = (setup.pusher(first_values), setup.pusher(second_values));
+    wait_for(|| {
+        let states = [&first, &second].map(|one| one.status.lock().unwrap().state);
+        states.contains(&PushState::Live) && states.contains(&PushState::Standby)
+    })
+    .await;
+    let is_first = first.status.lock().unwrap().state == PushState::Live;
+    let (feeding, waiting, theirs) = if is_first { (first, second, 2) } else { (second, first, 1) };
+    feeding.aside.send(true).unwrap();
+    feeding.is(PushState::Standby).await;
+    setup.gateway.lock().unwrap().host.now_ns.set(10_000_000_000);
+    waiting.is(PushState::Live).await;
+    setup.holds(&[(1, theirs)]).await;
+    feeding.aside.send(false).unwrap();
+    let heard = feeding.status.lock().unwrap().last_ack;
+    wait_for(|| feeding.status.lock().unwrap().last_ack > heard).await;
+    assert_eq!(feeding.status.lock().unwrap().state, PushState::Standby);
+    // Until the other one hears nothing.
+    waiting.aside.send(true).unwrap();
+    waiting.is(PushState::Standby).await;
+    setup.gateway.lock().unwrap().host.now_ns.set(30_000_000_000);
+    feeding.is(PushState::Live).await;
 }
 
 #[tokio::test]

@@ -104,6 +104,7 @@ impl Worker {
                 name: "gw".into(),
                 target: Target::Unix(self.stand.folder.path().join("feed.sock")),
                 changed: Arc::new(Notify::new()),
+                aside: watch::channel(false).1,
                 stop: stopped,
             },
             Records { ready, left: Vec::new(), is_new: true, sent: Vec::new() },
