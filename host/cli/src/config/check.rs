@@ -39,6 +39,13 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     }
     let model_rewrites = rewrites::check(raw.model_rewrites, &pools)?;
     let routing = routing(raw.routing.unwrap_or_default(), base)?;
+    if routing.is_conformance {
+        warnings.push(
+            "routing.conformance lets clients choose the engine that serves them; it is for the \
+             conformance suite and for nothing else"
+                .to_owned(),
+        );
+    }
     Ok(Config {
         file: file.to_owned(),
         model_rewrites,

@@ -122,6 +122,7 @@ pub(super) struct RawRouting {
     pub(super) served_header: bool,
     pub(super) approximate_prefix: RawApproximatePrefix,
     pub(super) refuse: bool,
+    pub(super) conformance: bool,
     pub(super) features: RawFeatures,
 }
 
@@ -160,6 +161,7 @@ impl Default for RawRouting {
             served_header: true,
             approximate_prefix: RawApproximatePrefix::default(),
             refuse: false,
+            conformance: false,
             features: RawFeatures::default(),
         }
     }
