@@ -54,6 +54,7 @@ async fn requests_stay_within_their_subset_and_answers_say_where_they_are_from()
         nothing_is_left_in_flight,
         a_stream_says_where_it_is_from,
         an_engines_own_header_is_replaced,
+        a_client_does_not_choose,
         an_answer_of_the_proxys_own_names_no_endpoint,
     );
 }
@@ -380,6 +381,20 @@ async fn an_engines_own_header_is_replaced(stand: Rc<Stand>) {
         let [named] = named.as_slice() else { panic!("{answer:?}") };
         assert!(text.contains(&format!("address: {}, model: liar", named.to_str().unwrap())));
     }
+}
+
+/// By a conformance suite's header, where no suite is configured. By the policy's draws 24 requests would all go to
+/// one of four engines once in 4^24 runs.
+async fn a_client_does_not_choose(stand: Rc<Stand>) {
+    let all = addresses(&stand);
+    let headers: [(&str, &[u8]); 1] = [("test-epp-endpoint-selection", all[2].as_bytes())];
+    let mut seen = BTreeSet::new();
+    for _ in 0..24 {
+        let models = wire::h1(stand.gateway, "GET", "/v1/models", &headers, &[]).await.unwrap();
+        assert!(!models.headers.contains_key("x-conformance-test-served-endpoint"), "{models:?}");
+        seen.insert(models.header(SERVED).to_owned());
+    }
+    assert!(seen.len() > 1, "{seen:?}");
 }
 
 async fn an_answer_of_the_proxys_own_names_no_endpoint(stand: Rc<Stand>) {

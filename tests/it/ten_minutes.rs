@@ -9,7 +9,7 @@ use testbed::{Stand, StandOptions, root, wasm_epp};
 use crate::support::{COMPLETIONS, Protocol, completion, line, prose, served};
 
 /// The fenced blocks of the document: (language, text).
-fn blocks(document: &str) -> Vec<(String, String)> {
+pub(crate) fn blocks(document: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = document.lines();
     while let Some(line) = lines.next() {
@@ -22,7 +22,7 @@ fn blocks(document: &str) -> Vec<(String, String)> {
 }
 
 /// Runs a block as it is, in the folder of the configuration; a failing command fails the block.
-fn run(folder: &Path, text: &str) -> String {
+pub(crate) fn run(folder: &Path, text: &str) -> String {
     let bin = wasm_epp().unwrap().parent().unwrap().to_owned();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let output = Command::new("bash")

@@ -75,6 +75,8 @@ struct RawIntake {
     session: Option<RawSession>,
     #[serde(default)]
     refuse: bool,
+    #[serde(default)]
+    conformance: bool,
 }
 
 /// How prompts are remembered for endpoints that announce nothing.
@@ -107,6 +109,8 @@ pub struct IntakeConfig {
     pub session: Option<SessionAffinity>,
     /// Whether a body that cannot be read is refused.
     pub refuses: bool,
+    /// Whether a request may choose its endpoints.
+    pub is_conformance: bool,
 }
 
 impl IntakeConfig {
@@ -143,6 +147,7 @@ impl IntakeConfig {
             .check()?,
             session: raw.session.map(|raw| SessionAffinity::new("intake", raw)).transpose()?,
             refuses: raw.refuse,
+            is_conformance: raw.conformance,
         })
     }
 }
@@ -173,6 +178,8 @@ struct RawPicker {
     session: Option<RawSession>,
     #[serde(default)]
     refuse: bool,
+    #[serde(default)]
+    conformance: bool,
 }
 
 /// Configuration of `picker`.
@@ -187,6 +194,8 @@ pub struct PickerConfig {
     pub session: Option<SessionAffinity>,
     /// Whether a request is refused where llm-d does.
     pub refuses: bool,
+    /// Whether answers say to a conformance suite where they are from.
+    pub is_conformance: bool,
     /// Plugins that run as filters of their own, before it.
     pub(crate) modules: Vec<Module>,
     /// Hash of the configuration's bytes, reported in the worker's row.
@@ -222,6 +231,7 @@ impl PickerConfig {
             has_served_header: raw.served_header,
             session: raw.session.map(|raw| SessionAffinity::new("picker", raw)).transpose()?,
             refuses: raw.refuse,
+            is_conformance: raw.conformance,
             hash: fnv1a(json),
         })
     }

@@ -11,13 +11,14 @@ use routing::{Candidate, InFlight, PrefixMatch, RequestFeatures, SourceState};
 use crate::DESTINATION_HEADER;
 use crate::approximate::Sent;
 use crate::config::IntakeConfig;
+use crate::conformance::{SELECTION_HEADER, selected};
 use crate::pools::POOL_HEADER;
 use crate::refusal::Refusal;
 use crate::report::Report;
 use crate::rewrites;
 use crate::speculation::trail_of;
 use crate::state::{Model, Resolved, StateError, View};
-use crate::subset::Subset;
+use crate::subset::{Subset, Unreadable};
 use crate::vm::Vm;
 
 /// Lookups of one request at most; 10 to 14 are usual for one depth.
@@ -87,7 +88,7 @@ impl Intake {
     /// Waits only for the body of a POST to a known path that has one and is not an Upgrade, which
     /// has no end of body and would hang.
     pub fn on_headers(
-        &self,
+        &mut self,
         host: &impl Host,
         report: &mut Report,
         end_of_stream: bool,
@@ -102,8 +103,8 @@ impl Intake {
                 .and_then(|value| std::str::from_utf8(&value).ok()?.parse::<usize>().ok())
         };
         let outcome = match api {
-            None => restrict(host, report).1,
-            Some(_) if end_of_stream => leave(host, report, "body_missing"),
+            None => self.restrict(host, report).1,
+            Some(_) if end_of_stream => self.leave(host, report, "body_missing"),
             Some(_) if announced().is_some_and(|bytes| bytes > self.config.max_body_bytes) => {
                 self.leave_unread(host, report)
             }
@@ -117,7 +118,7 @@ impl Intake {
 
     /// Never lets the proxy's buffer limit answer: a body beyond our cap goes on at once.
     pub fn on_body(
-        &self,
+        &mut self,
         host: &impl Host,
         report: &mut Report,
         buffered_bytes: usize,
@@ -136,16 +137,16 @@ impl Intake {
     }
 
     /// Lets a body go on that is too long to be read.
-    fn leave_unread(&self, host: &impl Host, report: &mut Report) -> Outcome {
+    fn leave_unread(&mut self, host: &impl Host, report: &mut Report) -> Outcome {
         if !self.config.rewrites.is_empty() {
             report.mishap(host, "rewrite_body_too_large");
         }
-        leave(host, report, "body_too_large")
+        self.leave(host, report, "body_too_large")
     }
 
     /// Publishes the request's features, or counts why there are none.
     pub fn decide(&mut self, host: &impl Host, vm: &mut Vm, api: Api, now_ns: u64) -> Outcome {
-        let (subset, Outcome::GoesOn) = restrict(host, &mut vm.report) else {
+        let (subset, Outcome::GoesOn) = self.restrict(host, &mut vm.report) else {
             return Outcome::Answered;
         };
         if !self.config.rewrites.is_empty() {
@@ -254,33 +255,53 @@ impl Intake {
         vm.handover.put(bytes, features);
         Ok(())
     }
-}
 
-/// Lets a request go on without a decision, if any endpoint may serve it.
-fn leave(host: &impl Host, report: &mut Report, reason: &str) -> Outcome {
-    let (_, outcome) = restrict(host, report);
-    if outcome == Outcome::GoesOn {
-        report.fell_back(host, reason);
+    /// Lets a request go on without a decision, if any endpoint may serve it.
+    fn leave(&mut self, host: &impl Host, report: &mut Report, reason: &str) -> Outcome {
+        let (_, outcome) = self.restrict(host, report);
+        if outcome == Outcome::GoesOn {
+            report.fell_back(host, reason);
+        }
+        outcome
     }
-    outcome
-}
 
-/// Reads who may serve the request, and keeps it from others whatever becomes of its decision: the
-/// picker's list takes the place of this one.
-fn restrict(host: &impl Host, report: &mut Report) -> (Option<Subset>, Outcome) {
-    let Ok(subset) = Subset::of_request(host) else {
-        report.mishap(host, "subset_unreadable");
-        return (None, Outcome::GoesOn);
-    };
-    let Some(allowed) = &subset else { return (None, Outcome::GoesOn) };
-    if allowed.is_empty() {
-        return (subset, refuse(host, report, "subset_empty"));
+    /// Reads who may serve the request, and keeps it from others whatever becomes of its decision: the
+    /// picker's list takes the place of this one.
+    fn restrict(&mut self, host: &impl Host, report: &mut Report) -> (Option<Subset>, Outcome) {
+        let mut subset = Subset::of_request(host).unwrap_or_else(|Unreadable| {
+            report.mishap(host, "subset_unreadable");
+            None
+        });
+        if subset.as_ref().is_some_and(Subset::is_empty) {
+            return (subset, refuse(host, report, "subset_empty"));
+        }
+        if self.config.is_conformance {
+            subset = self.selection(host, subset.as_ref()).or(subset);
+        }
+        let Some(allowed) = &subset else { return (None, Outcome::GoesOn) };
+        let list = allowed.destinations(host.random_u64());
+        if host.set_request_header(DESTINATION_HEADER, Some(&list)).is_err() {
+            report.mishap(host, "subset_not_kept");
+        }
+        (subset, Outcome::GoesOn)
     }
-    let list = allowed.destinations(host.random_u64());
-    if host.set_request_header(DESTINATION_HEADER, Some(&list)).is_err() {
-        report.mishap(host, "subset_not_kept");
+
+    /// The endpoints that a request of a conformance suite chooses among those that may serve it. There is
+    /// no choice among endpoints that nobody has told of.
+    fn selection(&mut self, host: &impl Host, allowed: Option<&Subset>) -> Option<Subset> {
+        let header = host.request_header(SELECTION_HEADER).ok().flatten()?;
+        let selection = std::str::from_utf8(&header).ok()?;
+        let max_age_ns = self.config.max_state_age_ms.saturating_mul(1_000_000);
+        self.view.refresh(host, host.monotonic_ns(), max_age_ns).ok()?;
+        let (pool, _) = self.config.pools.of_route(host)?;
+        let entries = self.view.directory().entries.iter().filter(|entry| entry.pool == pool);
+        let scopes: Vec<u16> = entries.map(|entry| entry.scope).collect();
+        let models: Vec<_> =
+            scopes.into_iter().filter_map(|scope| self.view.model(host, scope).ok()).collect();
+        let known = models.iter().flat_map(|model| &model.endpoints).map(|(_, address)| &**address);
+        let is_allowed = |address: &&str| allowed.is_none_or(|allowed| allowed.allows(address));
+        selected(selection, known.filter(is_allowed))
     }
-    (subset, Outcome::GoesOn)
 }
 
 /// Answers in the place of an endpoint. A host that will not lets the request go on.

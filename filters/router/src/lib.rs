@@ -14,6 +14,7 @@
 mod approximate;
 mod base64;
 mod config;
+mod conformance;
 mod handover;
 mod intake;
 mod modules;
@@ -35,6 +36,7 @@ mod vm;
 mod wasm;
 
 pub use config::{ApproximatePrefix, ConfigError, IntakeConfig, PickerConfig};
+pub use conformance::{RESULT_HEADER, SELECTION_HEADER};
 pub use handover::Handover;
 pub use intake::{BodyStep, HeadersStep, Intake, Outcome};
 pub use needs::{Needs, Objective};

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use self::told::{Shadow, explanation, first_address, shadows};
 use crate::approximate::SentTrace;
 use crate::config::PickerConfig;
+use crate::conformance::RESULT_HEADER;
 use crate::modules::{self, Said};
 use crate::probe;
 use crate::refusal::{Refusal, is_unmet};
@@ -162,7 +163,9 @@ impl Picker {
     /// A response has begun: the request is where it came from, and the client is told.
     pub fn answered(&self, host: &impl Host, vm: &mut Vm, reservation: Option<&mut Reservation>) {
         let session = self.config.session.as_ref().filter(|session| session.has_token());
-        if reservation.is_none() && !self.config.has_served_header && session.is_none() {
+        let PickerConfig { has_served_header, is_conformance, .. } = self.config;
+        let is_told = has_served_header || is_conformance || session.is_some();
+        if reservation.is_none() && !is_told {
             return;
         }
         let address = host.property(&["upstream", "address"]).ok().flatten();
@@ -179,12 +182,13 @@ impl Picker {
             }
         }
         let Some(address) = address else { return };
-        if !self.config.has_served_header && session.is_none() || !is_of_endpoint(host) {
+        if !is_told || !is_of_endpoint(host) {
             return;
         }
-        if self.config.has_served_header
-            && host.set_response_header(SERVED_HEADER, &address).is_err()
-        {
+        if has_served_header && host.set_response_header(SERVED_HEADER, &address).is_err() {
+            vm.report.mishap(host, "served_header_refused");
+        }
+        if is_conformance && host.set_response_header(RESULT_HEADER, &address).is_err() {
             vm.report.mishap(host, "served_header_refused");
         }
         if let Some((header, token)) = session.and_then(|session| session.token(&address))

@@ -50,6 +50,11 @@ impl Subset {
         Some(Self { addresses: addresses.map(str::to_owned).collect() })
     }
 
+    /// A hint of these addresses.
+    pub fn of_addresses<'a>(addresses: impl Iterator<Item = &'a str>) -> Self {
+        Self { addresses: addresses.map(str::to_owned).collect() }
+    }
+
     /// Whether no endpoint may serve the request.
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty()

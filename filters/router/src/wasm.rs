@@ -173,7 +173,7 @@ impl Context for IntakeStream {}
 impl HttpContext for IntakeStream {
     fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
         let mut step = HeadersStep::Continue;
-        if let Ok(intake) = self.intake.try_borrow() {
+        if let Ok(mut intake) = self.intake.try_borrow_mut() {
             with_vm(|vm| step = intake.on_headers(&ProxyHost, &mut vm.report, end_of_stream));
         }
         match step {
@@ -195,7 +195,7 @@ impl HttpContext for IntakeStream {
             return Action::Continue;
         }
         let mut step = BodyStep::GiveUp;
-        if let Ok(intake) = self.intake.try_borrow() {
+        if let Ok(mut intake) = self.intake.try_borrow_mut() {
             with_vm(|vm| step = intake.on_body(&ProxyHost, &mut vm.report, size, end_of_stream));
         }
         match step {

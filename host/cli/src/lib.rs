@@ -9,6 +9,7 @@ pub mod import;
 mod model_files;
 pub mod modules;
 pub mod new_scorer;
+pub mod package;
 pub mod render;
 pub mod run;
 pub mod serve;

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use wasm_epp::{config, doctor, follow, import, modules, new_scorer, render, run, serve, simulate};
+use wasm_epp::{
+    config, doctor, follow, import, modules, new_scorer, package, render, run, serve, simulate,
+};
 
 /// Exit code of wrong usage or configuration, as in BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -43,6 +45,8 @@ enum Command {
     NewScorer(NewScorer),
     /// Convert llm-d's EndpointPickerConfig and report what each of its plugins becomes
     Import(Import),
+    /// Write the modules as images that gateways fetch, and the daemon as one, with bills of materials
+    Package(Package),
     /// Run an engine without a model: its API, KV events and metrics
     SimulateEngine(Box<simulate::Flags>),
 }
@@ -67,7 +71,7 @@ struct Render {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-#[expect(clippy::enum_variant_names, reason = "it is the product's name")]
+#[expect(clippy::enum_variant_names, reason = "Envoy Gateway is a name")]
 enum Gateway {
     /// Envoy by itself
     Envoy,
@@ -225,6 +229,28 @@ struct Import {
     json: bool,
 }
 
+#[derive(Args)]
+struct Package {
+    /// Folder with router.wasm, feeder.wasm and meter.wasm (scripts/build-modules)
+    #[arg(long, value_name = "DIR")]
+    modules: PathBuf,
+    /// Another module, an image by its file's name; may be repeated
+    #[arg(long = "module", value_name = "FILE")]
+    more_modules: Vec<PathBuf>,
+    /// A static binary of the daemon, for an image of it
+    #[arg(long, value_name = "FILE")]
+    daemon: Option<PathBuf>,
+    /// The source tree, whose crates are listed; found from this program's or the current folder if not given
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+    /// Folder to write to: a new or an empty one
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// One JSON object on the last line
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -243,6 +269,10 @@ fn main() -> ExitCode {
                 || error.downcast_ref::<import::ImportError>().is_some()
                 || error.downcast_ref::<run::RunError>().is_some_and(run::RunError::is_usage)
                 || error.downcast_ref::<modules::SelectError>().is_some()
+                || error.downcast_ref::<package::PackageError>().is_some_and(|error| {
+                    use package::PackageError::{Crates, Io};
+                    !matches!(error, Crates { .. } | Io { .. })
+                })
                 || error
                     .downcast_ref::<modules::ExplainError>()
                     .is_some_and(|error| !matches!(error, modules::ExplainError::Probe(_)))
@@ -306,6 +336,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Import(flags) => import(flags),
+        Command::Package(flags) => package(flags),
         Command::SimulateEngine(flags) => runtime()?.block_on(simulate::run(*flags)),
     }
 }
@@ -422,6 +453,23 @@ fn import(flags: Import) -> anyhow::Result<()> {
         report.is_ok() || flags.allow_unsupported,
         "requests will be treated otherwise than by llm-d (--allow-unsupported accepts it)"
     );
+    Ok(())
+}
+
+fn package(flags: Package) -> anyhow::Result<()> {
+    let sdk = new_scorer::find_sdk();
+    let found = || sdk.ancestors().nth(2).unwrap_or(&sdk).to_owned();
+    let packaged = package::package(&package::Options {
+        modules: flags.modules,
+        more_modules: flags.more_modules,
+        daemon: flags.daemon,
+        source: flags.source.unwrap_or_else(found),
+        out: flags.out,
+    })?;
+    print!("{}", packaged.text());
+    if flags.json {
+        println!("{}", packaged.json());
+    }
     Ok(())
 }
 

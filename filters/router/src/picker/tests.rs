@@ -221,6 +221,25 @@ fn an_answer_names_the_endpoint_that_gave_it() {
     check(true, &[("upstream/address", ""), (details, "via_upstream")], None);
 }
 
+#[test]
+fn a_conformance_suite_reads_it_in_a_header_of_its_own() {
+    let config = format!(r#"{{"destinations":3,"scorers":{SCORERS},"conformance":true}}"#);
+    let picker = Picker::new(PickerConfig::parse(config.as_bytes()).unwrap());
+    let answered = |details: &str| {
+        let host = MemoryHost::default();
+        for (name, value) in
+            [("upstream/address", "10.0.0.1:3000"), ("response/code_details", details)]
+        {
+            host.properties.borrow_mut().insert(name.into(), value.as_bytes().to_vec());
+        }
+        picker.answered(&host, &mut Vm::default(), None);
+        host.response_headers.borrow().clone().into_iter().collect::<Vec<_>>()
+    };
+    let expected = ("x-conformance-test-served-endpoint".to_owned(), b"10.0.0.1:3000".to_vec());
+    assert_eq!(answered("via_upstream"), [expected]);
+    assert_eq!(answered("upstream_reset_before_response_started"), []);
+}
+
 const DISAGG: &str = r#"{"destinations":2,
     "profiles":[{"name":"decode","scorers":[{"type":"prefix-cache","weight":1}]},
                 {"name":"prefill","scorers":[{"type":"lmetric"}]}],

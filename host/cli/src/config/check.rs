@@ -41,6 +41,13 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     let routing = routing(raw.routing.unwrap_or_default(), base)?;
     let has_listener = raw.kv_events_listen.is_some();
     let carrier = raw.carrier.map(|raw| carrier::check(raw, &pools, has_listener, base));
+    if routing.is_conformance {
+        warnings.push(
+            "routing.conformance lets clients choose the engine that serves them; it is for the \
+             conformance suite and for nothing else"
+                .to_owned(),
+        );
+    }
     Ok(Config {
         file: file.to_owned(),
         carrier: carrier.transpose()?,

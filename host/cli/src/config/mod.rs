@@ -225,6 +225,8 @@ pub struct Routing {
     pub approximate_prefix: Option<ApproximatePrefix>,
     /// Whether requests are refused where llm-d refuses them.
     pub refuses: bool,
+    /// Whether clients may choose endpoints, as the conformance suite of the Gateway API Inference Extension does.
+    pub is_conformance: bool,
 }
 
 /// How answers are measured.

@@ -72,6 +72,7 @@ pub(super) fn routing(raw: RawRouting, base: &Path) -> Result<Routing, Refused> 
         has_served_header: raw.served_header,
         approximate_prefix: approximate::check(raw.approximate_prefix)?,
         refuses: raw.refuse,
+        is_conformance: raw.conformance,
     })
 }
 

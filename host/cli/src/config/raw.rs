@@ -137,6 +137,7 @@ pub(super) struct RawRouting {
     pub(super) served_header: bool,
     pub(super) approximate_prefix: RawApproximatePrefix,
     pub(super) refuse: bool,
+    pub(super) conformance: bool,
     pub(super) features: RawFeatures,
 }
 
@@ -175,6 +176,7 @@ impl Default for RawRouting {
             served_header: true,
             approximate_prefix: RawApproximatePrefix::default(),
             refuse: false,
+            conformance: false,
             features: RawFeatures::default(),
         }
     }

@@ -49,6 +49,9 @@ fn both(config: &Config, filter: &mut Value) {
     if config.routing.refuses {
         filter["refuse"] = json!(true);
     }
+    if config.routing.is_conformance {
+        filter["conformance"] = json!(true);
+    }
 }
 
 fn session(source: &SessionSource) -> Value {

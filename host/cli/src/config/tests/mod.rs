@@ -241,7 +241,7 @@ fn an_empty_section_is_the_default_one() {
 fn the_shape_is_checked_with_line_and_column() {
     refused_beside_pools(
         "routing:\n  retires: 3",
-        "c.yaml:2:3: unknown field `retires`, expected one of scorers, filters, picker, profiles, profileHandler, maxStateAgeMs, maxBodyBytes, retries, modulePlaces, servedHeader, approximatePrefix, refuse, features\n  retires: 3",
+        "c.yaml:2:3: unknown field `retires`, expected one of scorers, filters, picker, profiles, profileHandler, maxStateAgeMs, maxBodyBytes, retries, modulePlaces, servedHeader, approximatePrefix, refuse, conformance, features\n  retires: 3",
     );
     refused("admin: x", "c.yaml:1:1: missing field `pools`\n  admin: x");
     refused_beside_pools(

@@ -37,7 +37,7 @@ pub(super) const REQUEST_CONTROL: &[Entry] = &[
         .remark("belongs to the rollout screener")
         .open(),
     control("destination-endpoint-served-verifier", HARMLESS)
-        .remark("of conformance tests")
+        .remark("of conformance tests, for which there is routing.conformance")
         .open(),
 ];
 

@@ -320,6 +320,6 @@ pub(super) const FILTERS: &[Entry] = &[
         .with(&[read("epsilonExploreNeg", Number, "0.01"), LATENCY_PRODUCER]),
     filter("multicluster-session-affinity-filter", DIFFERS, "").remark(NO_CLUSTERS).open(),
     filter("header-based-testing-filter", DIFFERS, "").remark(
-        "of conformance tests: a client chooses its endpoint, which no client of this gateway may",
+        "of conformance tests: a client chooses its endpoint; routing.conformance does it for them",
     ).open(),
 ];
