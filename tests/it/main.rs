@@ -8,6 +8,7 @@ mod bodies;
 mod connecting;
 mod daemon_loss;
 mod disagg;
+mod discovery;
 mod doctor;
 mod draws;
 mod engine_loss;

@@ -64,6 +64,7 @@ struct Render {
     json: bool,
 }
 
+#[expect(clippy::enum_variant_names, reason = "a product of that name")]
 #[derive(Clone, Copy, ValueEnum)]
 enum Gateway {
     /// Envoy by itself

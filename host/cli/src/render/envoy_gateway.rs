@@ -54,9 +54,7 @@ pub fn render(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
         stays
     });
     let modules = super::ModulePaths { scorers, ..modules };
-    for (name, text) in
-        super::filters_with(&in_places, &modules, &output.dir().to_owned(), &clusters)?
-    {
+    for (name, text) in super::filters_with(&in_places, &modules, output.dir(), &clusters)? {
         output.write(&format!("ecds/{name}.yaml"), text.as_bytes())?;
     }
     let mut files = vec![

@@ -50,12 +50,14 @@ impl Setup {
             lag: feed.lag(),
             can_revive: false,
             vms: Arc::default(),
+            unknown: Arc::default(),
         };
         let daemon = Daemon {
             scopes,
             gateways: vec![gateway],
             listener: Some(Arc::default()),
             snapshots: Arc::default(),
+            discovered: vec![("pool".into(), Arc::default())],
         };
         Self { _folder: folder, daemon, feed }
     }
@@ -131,6 +133,7 @@ fn the_page_has_exactly_the_metrics_of_the_table() {
     }
 
     setup.daemon.gateways[0].vms.lock().unwrap().insert("router".to_owned(), Vms::default());
+    setup.daemon.gateways[0].unknown.lock().unwrap().insert("pool".to_owned(), 0);
     let restored = Restored { origin: Origin::Disk, blocks: 3 };
     setup.daemon.scopes[0].live().engines[0].restored = Some(restored);
 
