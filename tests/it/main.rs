@@ -11,6 +11,7 @@ mod conformance;
 mod connecting;
 mod daemon_loss;
 mod disagg;
+mod discovery;
 mod doctor;
 mod draws;
 mod engine_loss;

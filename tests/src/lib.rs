@@ -4,6 +4,7 @@
 //! each and tear it down with it. Everything goes through the product's own front door: the
 //! `wasm-epp` binary renders the configuration, runs the daemon and the engines.
 
+mod api_server;
 mod backend;
 pub mod chain_fuzz;
 mod client;
@@ -13,6 +14,7 @@ mod sibling;
 mod stand;
 pub mod wasmtime;
 
+pub use api_server::ApiServer;
 pub use backend::{BACKEND_HEADER, Backend};
 pub use client::{Answer, Client, get};
 pub use pod_scores::{PodScores, pod_scores};

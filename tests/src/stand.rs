@@ -51,6 +51,8 @@ pub struct StandOptions {
     pub adapters: Vec<String>,
     /// Pools after the first, which is of what is above and is called "pool".
     pub more_pools: Vec<PoolOptions>,
+    /// How the first pool's endpoints are discovered, as the configuration has it; they are not listed then.
+    pub discovery: Option<String>,
     /// Engines connect to the daemon: their event addresses are not in its configuration.
     pub engines_connect: bool,
     /// YAML appended to the pool's configuration file at top level.
@@ -70,6 +72,7 @@ impl Default for StandOptions {
             max_strides: None,
             adapters: Vec::new(),
             more_pools: Vec::new(),
+            discovery: None,
             engines_connect: false,
             more_config: String::new(),
         }
@@ -250,6 +253,10 @@ impl Stand {
         );
         if let Some(prefix) = &pool.route_prefix {
             let _ = writeln!(text, "  routePrefix: {prefix}");
+        }
+        if let Some(discovery) = self.options.discovery.as_ref().filter(|_| name == "pool") {
+            let _ = writeln!(text, "  discovery: {discovery}");
+            return;
         }
         text.push_str("  endpoints:\n");
         for (i, engine) in engines.iter().enumerate() {

@@ -105,6 +105,12 @@ impl Index {
         self.endpoints[usize::from(slot)].max_blocks = Some(max_blocks);
     }
 
+    /// The slot becomes another endpoint's: nothing of the one that had it is left.
+    pub fn reset_endpoint(&mut self, slot: u16) {
+        self.clear(slot, None);
+        self.endpoints[usize::from(slot)] = Endpoint::default();
+    }
+
     /// A watcher of changed buckets. All buckets with content start as changed.
     pub fn watch(&mut self) -> usize {
         self.watchers.push(DirtySet::new(self.config.bucket_count));

@@ -47,6 +47,11 @@ pub(super) fn check(
         let expected = "nothing beside kvEventsListen: engines that connect are not followed";
         return Err(Refused::new("carrier.server", server, expected));
     }
+    if pools.iter().any(|pool| pool.discovery.is_some()) {
+        let expected =
+            "nothing beside pools[].discovery: engines that come and go are followed directly";
+        return Err(Refused::new("carrier.server", server, expected));
+    }
     let mut endpoints = pools.iter().flat_map(|pool| &pool.endpoints);
     let is_carried = |kind| kind != EngineKind::Trtllm;
     if !endpoints.any(|endpoint| endpoint.kv_events.is_some() && is_carried(endpoint.engine)) {

@@ -14,7 +14,7 @@ use super::{
     Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics, Model, ModelSource,
     Pool, Snapshot,
 };
-use super::{address, carrier, envoy_gateway, istio, rewrites};
+use super::{address, carrier, discovery, envoy_gateway, istio, rewrites};
 
 /// Envoy's own names of its log levels.
 const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
@@ -34,6 +34,9 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
     let pools = pools(raw.pools, base)?;
     let mut warnings = warnings(&gateways, &envoy.feed);
     warnings.extend(names_never_asked(&pools));
+    if raw.istio.is_none() && raw.envoy_gateway.is_none() {
+        warnings.extend(never_told(&pools, &gateways));
+    }
     if raw.kv_events_listen.is_none() {
         replays_have_events(&pools)?;
     }
@@ -87,6 +90,14 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
 /// Engines that connect are replayed too, without an address of their events.
 fn replays_have_events(pools: &[Pool]) -> Result<(), Refused> {
     for (i, pool) in pools.iter().enumerate() {
+        if let Some(template) = pool.discovery.as_ref().map(|discovery| &discovery.template)
+            && let (None, Some(replay)) = (template.kv_events_port, template.replay_port)
+        {
+            let key = format!("pools[{i}].discovery.endpoint.replayPort");
+            let expected = "nothing, or kvEventsPort beside it or kvEventsListen: there are no \
+                            events to replay";
+            return Err(Refused::new(key, replay, expected));
+        }
         for (j, endpoint) in pool.endpoints.iter().enumerate() {
             if let (None, Some(replay)) = (&endpoint.kv_events, &endpoint.replay) {
                 let key = format!("pools[{i}].endpoints[{j}].replay");
@@ -148,6 +159,21 @@ fn warnings(gateways: &[Gateway], feed: &FeedAddress) -> Vec<String> {
     vec![format!("envoy.feed is {feed}, to which no entry of gateways posts")]
 }
 
+/// Gateways whose Envoy has no file of discovered endpoints.
+fn never_told(pools: &[Pool], gateways: &[Gateway]) -> Vec<String> {
+    let Some(pool) = pools.iter().find(|pool| pool.discovery.is_some()) else { return Vec::new() };
+    let untold = gateways.iter().filter(|gateway| gateway.resources.is_none());
+    untold
+        .map(|gateway| {
+            format!(
+                "gateway {} has no resources, so that its Envoy is not told of the endpoints \
+                 that are discovered of pool {}",
+                gateway.name, pool.name
+            )
+        })
+        .collect()
+}
+
 /// Names of a pool that only requests' models lead to, and that an earlier pool has too.
 fn names_never_asked(pools: &[Pool]) -> Vec<String> {
     let names = |pool: &Pool| -> Vec<String> {
@@ -198,34 +224,53 @@ fn pool(key: &str, raw: RawPool, base: &Path) -> Result<Pool, Refused> {
     if raw.models.is_empty() {
         return Err(Refused::new(format!("{key}.models"), raw.models, "at least one model"));
     }
-    if raw.endpoints.is_empty() {
-        return Err(Refused::new(
-            format!("{key}.endpoints"),
-            raw.endpoints,
-            "at least one endpoint",
-        ));
+    match (&raw.discovery, raw.endpoints.len()) {
+        (None, 0) => {
+            let expected = "at least one endpoint, or discovery beside it";
+            return Err(Refused::new(format!("{key}.endpoints"), raw.endpoints, expected));
+        }
+        (Some(_), 1..) => {
+            let expected = "no endpoints beside discovery";
+            return Err(Refused::new(format!("{key}.endpoints"), raw.endpoints.len(), expected));
+        }
+        _ => {}
     }
     let mut names = HashSet::new();
     let mut models = Vec::with_capacity(raw.models.len());
     for (i, model_raw) in raw.models.into_iter().enumerate() {
         models.push(model(&format!("{key}.models[{i}]"), model_raw, base, &mut names)?);
     }
-    let mut addresses = HashSet::new();
-    let mut endpoints = Vec::with_capacity(raw.endpoints.len());
-    for (i, endpoint_raw) in raw.endpoints.into_iter().enumerate() {
-        let key = format!("{key}.endpoints[{i}]");
-        let endpoint = endpoint(&key, endpoint_raw, &models)?;
-        unique(&format!("{key}.address"), &endpoint.address, &mut addresses)?;
-        endpoints.push(endpoint);
-    }
+    let endpoints = endpoints(&format!("{key}.endpoints"), raw.endpoints, &models)?;
+    let discovery = raw
+        .discovery
+        .map(|raw| discovery::check(&format!("{key}.discovery"), raw, &models, base))
+        .transpose()?;
     let route_prefix =
         raw.route_prefix.map(|prefix| route_prefix(&format!("{key}.routePrefix"), prefix));
     Ok(Pool {
         name: name(&format!("{key}.name"), raw.name)?,
         models,
         endpoints,
+        discovery,
         route_prefix: route_prefix.transpose()?,
     })
+}
+
+/// A list of endpoints, addresses unique.
+pub(super) fn endpoints(
+    key: &str,
+    list: Vec<RawEndpoint>,
+    models: &[Model],
+) -> Result<Vec<Endpoint>, Refused> {
+    let mut addresses = HashSet::new();
+    let mut endpoints = Vec::with_capacity(list.len());
+    for (i, raw) in list.into_iter().enumerate() {
+        let key = format!("{key}[{i}]");
+        let endpoint = endpoint(&key, raw, models)?;
+        unique(&format!("{key}.address"), &endpoint.address, &mut addresses)?;
+        endpoints.push(endpoint);
+    }
+    Ok(endpoints)
 }
 
 fn model(
@@ -303,37 +348,35 @@ fn model_source(
     }
 }
 
+/// Name of one of the models, which need not be said where there is only one.
+pub(super) fn model_of(
+    key: &str,
+    name: Option<String>,
+    models: &[Model],
+) -> Result<String, Refused> {
+    let key = format!("{key}.model");
+    let known = || models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+    let expected = || format!("one of the pool's models: {}", known());
+    match (name, models) {
+        (None, [only]) => Ok(only.name.clone()),
+        (None, _) => Err(Refused { key, value: "nothing".into(), expected: expected() }),
+        (Some(name), _) if models.iter().any(|model| model.name == name) => Ok(name),
+        (Some(name), _) => Err(Refused::new(key, name, expected())),
+    }
+}
+
+pub(super) fn engine_of(key: &str, name: Option<&str>) -> Result<EngineKind, Refused> {
+    let Some(name) = name else { return Ok(EngineKind::Vllm) };
+    match EngineKind::NAMES.iter().find(|(known, _)| *known == name) {
+        Some((_, kind)) => Ok(*kind),
+        None => Err(Refused::new(format!("{key}.engine"), name, "vllm, sglang or tensorrt-llm")),
+    }
+}
+
 fn endpoint(key: &str, raw: RawEndpoint, models: &[Model]) -> Result<Endpoint, Refused> {
     let socket = address::endpoint(&format!("{key}.address"), &raw.address)?;
-    let known = || models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
-    let model = match (raw.model, models) {
-        (None, [only]) => only.name.clone(),
-        (None, _) => {
-            return Err(Refused {
-                key: format!("{key}.model"),
-                value: "nothing".into(),
-                expected: format!("one of the pool's models: {}", known()),
-            });
-        }
-        (Some(name), _) if models.iter().any(|model| model.name == name) => name,
-        (Some(name), _) => {
-            let expected = format!("one of the pool's models: {}", known());
-            return Err(Refused::new(format!("{key}.model"), name, expected));
-        }
-    };
-    let engine = match raw.engine.as_deref() {
-        None => EngineKind::Vllm,
-        Some(name) => match EngineKind::NAMES.iter().find(|(known, _)| *known == name) {
-            Some((_, kind)) => *kind,
-            None => {
-                return Err(Refused::new(
-                    format!("{key}.engine"),
-                    name,
-                    "vllm, sglang or tensorrt-llm",
-                ));
-            }
-        },
-    };
+    let model = model_of(key, raw.model, models)?;
+    let engine = engine_of(key, raw.engine.as_deref())?;
     let zmq = |name: &str, text: Option<String>| {
         text.map(|text| address::zmq(&format!("{key}.{name}"), &text)).transpose()
     };

@@ -7,6 +7,7 @@ mod address;
 mod approximate;
 mod carrier;
 mod check;
+mod discovery;
 mod envoy_gateway;
 mod error;
 mod features;
@@ -26,6 +27,8 @@ pub use address::FeedAddress;
 pub(crate) use address::is_host_and_port;
 pub use approximate::ApproximatePrefix;
 pub use carrier::Carrier;
+pub(crate) use discovery::listed;
+pub use discovery::{Discovery, DiscoveryError, EndpointsOf, Kubernetes, Source, Template};
 pub use envoy_gateway::{EnvoyGateway, RoutedPool};
 pub use error::ConfigError;
 pub use features::Objective;
@@ -94,8 +97,10 @@ pub struct Pool {
     pub name: String,
     /// The models served; at least one, names and aliases unique within the pool.
     pub models: Vec<Model>,
-    /// The engines; at least one, addresses unique within the pool.
+    /// The engines, addresses unique within the pool; none where they are discovered.
     pub endpoints: Vec<Endpoint>,
+    /// How engines are discovered while the daemon runs.
+    pub discovery: Option<Discovery>,
     /// Path prefix whose requests go to the pool whatever their model, without a final slash. The
     /// first pool has none: it has the paths that are no other pool's.
     pub route_prefix: Option<String>,
@@ -158,7 +163,7 @@ impl EngineKind {
 }
 
 /// One engine, or one data-parallel rank of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     /// `ip:port` in Envoy's own form: compare as a string.
     pub address: String,
@@ -300,5 +305,14 @@ impl Pool {
         self.models
             .iter()
             .find(|model| model.name == name || model.aliases.iter().any(|alias| alias == name))
+    }
+
+    /// Whether an endpoint of it may announce no events.
+    pub fn may_be_silent(&self) -> bool {
+        match &self.discovery {
+            Some(Discovery { source: Source::File(_), .. }) => true,
+            Some(discovery) => discovery.template.kv_events_port.is_none(),
+            None => self.endpoints.iter().any(|endpoint| endpoint.kv_events.is_none()),
+        }
     }
 }

@@ -50,7 +50,9 @@ pub(super) struct RawGateway {
 pub(super) struct RawPool {
     pub(super) name: String,
     pub(super) models: Vec<RawModel>,
+    #[serde(default)]
     pub(super) endpoints: Vec<RawEndpoint>,
+    pub(super) discovery: Option<super::discovery::RawDiscovery>,
     pub(super) route_prefix: Option<String>,
 }
 

@@ -54,6 +54,13 @@ pub(super) async fn stats(admin: SocketAddr) -> Result<Stats, HttpError> {
     Ok(parse(&String::from_utf8_lossy(&page)))
 }
 
+/// What an admin interface says of clusters and their hosts, as JSON.
+pub(crate) async fn clusters(admin: SocketAddr) -> Result<Bytes, HttpError> {
+    let mut connection = Connection::open(&FeedAddress::Http(admin)).await?;
+    let request = Request::get("/clusters?format=json").header("host", admin.to_string());
+    connection.ask(request.body(Full::<Bytes>::default())?).await
+}
+
 fn parse(page: &str) -> Stats {
     let mut stats = Stats::default();
     for (name, value) in page.lines().filter_map(|line| line.split_once(": ")) {

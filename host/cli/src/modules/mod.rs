@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use self::admin::clusters;
 pub use self::explain::{ExplainError, Explanation, Request, explain};
 pub use self::http::HttpError;
 pub use self::list::{Listing, list};

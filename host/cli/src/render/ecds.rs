@@ -276,9 +276,8 @@ fn intake(config: &Config, clusters: &BTreeMap<String, String>) -> Value {
         "maxStateAgeMs": config.routing.max_state_age_ms,
         "pools": config.pools.iter().map(pool).collect::<Vec<_>>(),
     });
-    let mut endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
     if let Some(approximate) = config.routing.approximate_prefix
-        && endpoints.any(|endpoint| endpoint.kv_events.is_none())
+        && config.pools.iter().any(Pool::may_be_silent)
     {
         intake["approximatePrefix"] = json!({
             "capacityTokens": approximate.capacity_tokens,

@@ -85,8 +85,9 @@ impl Source<'_> {
 }
 
 /// The bootstrap. `ecds` is the folder of the file-watched filters.
-pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
-    let source = &Source::Folder(ecds);
+pub(super) fn bootstrap(config: &Config, dir: &Path) -> Value {
+    let ecds = dir.join("ecds");
+    let source = &Source::Folder(&ecds);
     let node = config
         .gateways
         .iter()
@@ -106,7 +107,7 @@ pub(super) fn bootstrap(config: &Config, ecds: &Path) -> Value {
                 feed_listener(config, source),
                 probe_listener(config, source),
             ],
-            "clusters": config.pools.iter().map(cluster).collect::<Vec<_>>(),
+            "clusters": config.pools.iter().map(|pool| cluster(pool, dir)).collect::<Vec<_>>(),
         },
     });
     if config.meter.is_some() {
@@ -269,13 +270,21 @@ fn route(pool: &Pool, name: &str, prefix: &str, retries: u32) -> Value {
     })
 }
 
-fn cluster(pool: &Pool) -> Value {
-    let endpoints: Vec<Value> = pool
-        .endpoints
-        .iter()
-        .map(|endpoint| json!({"endpoint": {"address": socket_address(endpoint.socket)}}))
-        .collect();
-    json!({
+/// The endpoints of a pool, as its cluster has them from a file.
+pub(super) fn assignment(pool: &str, endpoints: &[SocketAddr]) -> Value {
+    let mut value = load_assignment(pool, endpoints.iter().copied());
+    value["@type"] = json!("type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment");
+    value
+}
+
+fn load_assignment(pool: &str, endpoints: impl Iterator<Item = SocketAddr>) -> Value {
+    let endpoints: Vec<Value> =
+        endpoints.map(|socket| json!({"endpoint": {"address": socket_address(socket)}})).collect();
+    json!({"cluster_name": pool, "endpoints": [{"lb_endpoints": endpoints}]})
+}
+
+fn cluster(pool: &Pool, dir: &Path) -> Value {
+    let mut cluster = json!({
         "name": pool.name,
         "type": "STATIC",
         "connect_timeout": "1s",
@@ -290,11 +299,20 @@ fn cluster(pool: &Pool) -> Value {
         },
         "load_balancing_policy": balancing(),
         "typed_extension_protocol_options": upstream_protocol(),
-        "load_assignment": {
-            "cluster_name": pool.name,
-            "endpoints": [{"lb_endpoints": endpoints}],
-        },
-    })
+    });
+    if pool.discovery.is_none() {
+        let endpoints = pool.endpoints.iter().map(|endpoint| endpoint.socket);
+        cluster["load_assignment"] = load_assignment(&pool.name, endpoints);
+        return cluster;
+    }
+    // The daemon writes the file whenever they are others.
+    let file = dir.join(super::assignment_name(&pool.name));
+    cluster["type"] = json!("EDS");
+    cluster["eds_cluster_config"] = json!({"eds_config": {
+        "resource_api_version": "V3",
+        "path_config_source": {"path": file, "watched_directory": {"path": file.parent()}},
+    }});
+    cluster
 }
 
 /// The endpoints that the picker names, in order, then the least busy one.

@@ -16,6 +16,7 @@ mod resource;
 mod revive;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -135,8 +136,44 @@ pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
     for (name, text) in filters(config, &paths, output.dir())? {
         output.write(&format!("ecds/{name}.yaml"), text.as_bytes())?;
     }
+    for pool in config.pools.iter().filter(|pool| pool.discovery.is_some()) {
+        // What a daemon has written is newer than nothing.
+        let name = assignment_name(&pool.name);
+        files::create_folder(&output.dir().join(ASSIGNMENTS))?;
+        if !output.dir().join(&name).exists() {
+            output.write(&name, assignment(&pool.name, &[]).as_bytes())?;
+        }
+    }
     output.write("envoy.yaml", bootstrap(config, output.dir())?.as_bytes())?;
     Ok(output.finish())
+}
+
+/// Folder of discovered pools' endpoints.
+const ASSIGNMENTS: &str = "eds";
+
+fn assignment_name(pool: &str) -> String {
+    format!("{ASSIGNMENTS}/{pool}.json")
+}
+
+/// The endpoints of a pool as its cluster reads them.
+fn assignment(pool: &str, endpoints: &[SocketAddr]) -> String {
+    let value = envoy::assignment(pool, endpoints);
+    let version = content_hash(value.to_string().as_bytes());
+    format!("{}\n", serde_json::json!({"version_info": version, "resources": [value]}))
+}
+
+/// Tells the Envoy of a rendered folder the endpoints of a pool, which are discovered.
+///
+/// # Errors
+/// When the folder was not rendered, or cannot be written.
+pub(crate) fn write_assignment(
+    folder: &Path,
+    pool: &str,
+    endpoints: &[SocketAddr],
+) -> Result<(), RenderError> {
+    let mut output = Output::create_in(folder, &[ASSIGNMENTS])?;
+    output.write(&assignment_name(pool), assignment(pool, endpoints).as_bytes())?;
+    Ok(())
 }
 
 /// The filters that this configuration makes of a folder that was rendered before, by name, as the
@@ -151,7 +188,7 @@ pub(crate) fn prepare(
 
 /// The text of `envoy.yaml`, for a rendering in `dir`.
 pub(crate) fn bootstrap(config: &Config, dir: &Path) -> Result<String, RenderError> {
-    let text = yaml(Path::new("envoy.yaml"), &envoy::bootstrap(config, &dir.join("ecds")))?;
+    let text = yaml(Path::new("envoy.yaml"), &envoy::bootstrap(config, dir))?;
     Ok(format!("{}{text}", envoy::header(config)))
 }
 

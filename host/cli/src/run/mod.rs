@@ -169,6 +169,15 @@ fn load(file: &Path) -> Result<Layout, RunError> {
         (Some(_), None) => chain::read(file, &text),
         (None, Some(_)) => {
             let config = crate::config::load(file)?;
+            if let Some(i) = config.pools.iter().position(|pool| pool.discovery.is_some()) {
+                let expected = "endpoints: nothing is discovered here";
+                return Err(RunError::value(
+                    file,
+                    format!("pools[{i}].discovery"),
+                    "a section",
+                    expected,
+                ));
+            }
             for warning in &config.warnings {
                 tracing::warn!(file = %file.display(), warning, "configuration");
             }

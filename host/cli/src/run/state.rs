@@ -180,8 +180,8 @@ fn apply(
         .iter()
         .filter(|scope| raw.pool.as_ref().is_none_or(|pool| *pool == scope.pool))
         .filter_map(|scope| {
-            let slot = scope.endpoints.iter().position(|e| e.address == raw.address)?;
-            Some((scope, slot as u16))
+            let slot = scope.roster.only(|endpoint| endpoint.address == raw.address)?;
+            Some((scope, slot))
         });
     let (Some((scope, slot)), None) = (found.next(), found.next()) else {
         let expected =
@@ -200,7 +200,7 @@ fn apply(
             ratio => ratio.map(|ratio| ratio as f32),
         },
     };
-    let follows = scope.endpoints[usize::from(slot)].kv_events.is_some();
+    let follows = scope.roster.endpoint(slot).kv_events.is_some();
     let default = if follows || !raw.holds.is_empty() { "live" } else { "none" };
     let named = raw.source.as_deref().unwrap_or(default);
     let source = SOURCES.iter().find(|(name, _)| *name == named).ok_or_else(|| {

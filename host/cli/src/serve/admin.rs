@@ -62,15 +62,19 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
     let mut endpoints = Vec::new();
     for scope in &daemon.scopes {
         let live = scope.live();
-        for (slot, (endpoint, engine)) in (0u16..).zip(scope.endpoints.iter().zip(&live.engines)) {
+        for (slot, endpoint) in scope.roster.listed() {
+            let Some(engine) = live.engines.get(usize::from(slot)) else { continue };
             let held_blocks = live.indexes.first().map(|(_, index)| index.held_blocks(slot));
-            is_ready &= engine.load.is_ready
-                && matches!(engine.source(), SourceState::Live | SourceState::None);
+            // One that is said to take no requests now is no reason to wait.
+            is_ready &= engine.is_withdrawn
+                || engine.load.is_ready
+                    && matches!(engine.source(), SourceState::Live | SourceState::None);
             let mut entry = json!({
                 "pool": scope.pool,
                 "model": scope.model.name,
                 "address": endpoint.address,
-                "ready": engine.load.is_ready,
+                "ready": engine.is_ready(),
+                "withdrawn": engine.is_withdrawn,
                 "source": source_name(engine.source()),
                 "doubts": engine.doubts.names(),
                 "block_size_tokens": engine.block_size_tokens,
@@ -106,6 +110,18 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
             endpoints.push(entry);
         }
     }
+    let mut discovered = Vec::new();
+    for (pool, shared) in &daemon.discovered {
+        let record = shared.record();
+        is_ready &= record.is_known;
+        discovered.push(json!({
+            "pool": pool,
+            "known": record.is_known,
+            "found": record.found,
+            "ready": record.ready,
+            "error": record.error,
+        }));
+    }
     let record = &daemon.snapshots;
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let details = json!({
@@ -113,6 +129,7 @@ pub(crate) fn details(daemon: &Daemon) -> (bool, Value) {
         "unchecked_blocks": unchecked,
         "gateways": gateways,
         "endpoints": endpoints,
+        "discovery": discovered,
         "snapshots": {
             "written": count(&record.written),
             "refused": count(&record.refused),

@@ -39,7 +39,7 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
         }
         SourceUpdate::Reset { reason } => {
             tracing::warn!(
-                endpoint = scope.endpoints[usize::from(slot)].address,
+                endpoint = scope.roster.endpoint(slot).address,
                 ?reason,
                 "prefix state of the engine is void"
             );
@@ -61,7 +61,7 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
             scope.changed();
         }
         SourceUpdate::State(state) => {
-            let endpoint = &scope.endpoints[usize::from(slot)];
+            let endpoint = scope.roster.endpoint(slot);
             tracing::info!(endpoint = endpoint.address, ?state, "prefix source");
             // TensorRT-LLM keeps its events until they are fetched.
             let is_kept = endpoint.replay.is_some() || endpoint.engine == EngineKind::Trtllm;
@@ -76,8 +76,8 @@ pub(crate) fn apply(scope: &Scope, slot: u16, update: SourceUpdate) {
             });
         }
         SourceUpdate::Undecodable { sequence, fingerprint, error } => {
-            let address = &scope.endpoints[usize::from(slot)].address;
-            tracing::warn!(endpoint = address, sequence, %error, "batch of events not understood");
+            let endpoint = scope.roster.endpoint(slot);
+            tracing::warn!(endpoint = endpoint.address, sequence, %error, "batch of events not understood");
             scope.update(slot, |engine| {
                 engine.counters.undecodable += 1;
                 engine.position = Some(Position { sequence, fingerprint });
@@ -253,7 +253,7 @@ fn store(scope: &Scope, live: &mut Live, slot: u16, stored: &BlockStored) {
         beyond_text: &beyond_text,
     };
     // vLLM announces blocks that fill while it generates one by one; SGLang does not say.
-    let is_generated = match scope.endpoints[usize::from(slot)].engine {
+    let is_generated = match scope.roster.kind(slot) {
         EngineKind::Vllm => hashes.len() == 1 && blocks.parent.is_some(),
         EngineKind::Sglang | EngineKind::Trtllm => true,
     };

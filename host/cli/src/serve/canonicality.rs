@@ -29,6 +29,8 @@ const SPELL: Duration = Duration::from_millis(5);
 
 struct Question {
     slot: u16,
+    /// Of [`OfSlot::before`].
+    before: u64,
     hash: EngineHash,
     context: Vec<u32>,
     block: Vec<u32>,
@@ -45,19 +47,35 @@ pub(crate) struct Checks {
     pub(crate) unknown: AtomicU64,
     /// Not judged, as the queue was full or the context not known.
     pub(crate) skipped: AtomicU64,
-    /// By slot: judged as one or the other.
-    decided: Box<[AtomicU64]>,
+    by_slot: Box<[OfSlot]>,
+}
+
+/// Checks of one slot's endpoint.
+#[derive(Debug, Default)]
+struct OfSlot {
+    /// Judged as one or the other.
+    decided: AtomicU64,
+    /// Endpoints that had the slot before: what was asked of theirs is no business of this one's.
+    before: AtomicU64,
 }
 
 impl Checks {
     /// The endpoint's generated blocks that were found canonical, or not to be.
     pub(crate) fn decided(&self, slot: u16) -> u64 {
-        self.decided.get(usize::from(slot)).map_or(0, |decided| decided.load(Ordering::Relaxed))
+        self.of(slot).map_or(0, |of| of.decided.load(Ordering::Relaxed))
     }
 
     /// Whether there is a checker at all.
     pub(crate) fn has_checker(&self) -> bool {
-        !self.decided.is_empty()
+        !self.by_slot.is_empty()
+    }
+
+    fn of(&self, slot: u16) -> Option<&OfSlot> {
+        self.by_slot.get(usize::from(slot))
+    }
+
+    fn before(&self, slot: u16) -> u64 {
+        self.of(slot).map_or(0, |of| of.before.load(Ordering::Relaxed))
     }
 }
 
@@ -93,12 +111,22 @@ impl Asker {
 
     fn ask(&self, slot: u16, hash: EngineHash, context: Vec<u32>, block: Vec<u32>) {
         count(&self.checks.waiting);
-        let question = Question { slot, hash, context, block };
+        let before = self.checks.before(slot);
+        let question = Question { slot, before, hash, context, block };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
             self.questions.try_send(question)
         {
             self.checks.waiting.fetch_sub(1, Ordering::Relaxed);
             count(&self.checks.skipped);
+        }
+    }
+
+    /// The slot becomes another endpoint's. To be called with the scope locked.
+    pub(crate) fn forget(&mut self, slot: u16) {
+        self.ends.forget(slot);
+        if let Some(of) = self.checks.of(slot) {
+            of.decided.store(0, Ordering::Relaxed);
+            of.before.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -110,11 +138,11 @@ fn count(counter: &AtomicU64) {
 /// An asker and its checker's thread, which ends with the scope.
 pub(crate) fn start(
     checker: Checker,
-    endpoints: usize,
+    slots: usize,
 ) -> (Asker, Arc<Checks>, impl FnOnce(Weak<Scope>)) {
     let (questions, asked) = sync_channel(QUEUE);
-    let decided = (0..endpoints).map(|_| AtomicU64::new(0)).collect();
-    let checks = Arc::new(Checks { decided, ..Checks::default() });
+    let by_slot = (0..slots).map(|_| OfSlot::default()).collect();
+    let checks = Arc::new(Checks { by_slot, ..Checks::default() });
     let asker = Asker { questions, checks: Arc::clone(&checks), ends: Ends::new(MAX_ENDS) };
     let run = {
         let checks = Arc::clone(&checks);
@@ -133,16 +161,19 @@ fn judge(checker: &Checker, asked: &Receiver<Question>, checks: &Checks, scope: 
         let verdict = checker.check(&question.context, &question.block);
         count(&checks.checked);
         if verdict != Verdict::Unknown
-            && let Some(decided) = checks.decided.get(usize::from(question.slot))
+            && question.before == checks.before(question.slot)
+            && let Some(of) = checks.of(question.slot)
         {
-            count(decided);
+            count(&of.decided);
         }
         match verdict {
             Verdict::Canonical => {}
             Verdict::Unknown => count(&checks.unknown),
             Verdict::NonCanonical { with_previous } => {
                 let mut live = scope.live();
-                if let Some((_, index)) = live.indexes.first_mut() {
+                // Slots change hands with the scope locked.
+                let is_its = question.before == checks.before(question.slot);
+                if let Some((_, index)) = live.indexes.first_mut().filter(|_| is_its) {
                     let previous = index.parent_of(question.slot, question.hash);
                     if let Some(previous) = previous.filter(|_| with_previous) {
                         index.mark_non_canonical(question.slot, previous);

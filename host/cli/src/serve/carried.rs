@@ -57,8 +57,8 @@ pub(crate) fn start(
 ) -> anyhow::Result<Carried> {
     let (mut feeds, mut carried) = (Vec::new(), Carried::new());
     for scope in scopes {
-        for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
-            let Some(engine) = name_of(endpoint) else { continue };
+        for (slot, endpoint) in scope.roster.listed() {
+            let Some(engine) = name_of(&endpoint) else { continue };
             let (sender, mut updates) = mpsc::channel(QUEUE);
             let counters = Arc::new(ConsumeCounters::default());
             carried.insert((scope.number, slot), Arc::clone(&counters));

@@ -21,8 +21,8 @@ pub(crate) fn add(to: &mut Value, more: Value) {
 /// The evidence for and against precise prefix state of one engine.
 pub(crate) fn engine(scope: &Scope, slot: u16, engine: &Engine) -> Value {
     let c = &engine.counters;
-    let read = scope.readers[usize::from(slot)].counts();
-    let endpoint = &scope.endpoints[usize::from(slot)];
+    let read = scope.roster.reader(slot).counts();
+    let endpoint = scope.roster.endpoint(slot);
     let encoding = &engine.encoding;
     let releases: Vec<Value> = encoding
         .releases()

@@ -16,7 +16,7 @@ use super::scope::{Live, Scope, record};
 /// State of all scopes for one gateway.
 pub(crate) struct GatewayFeed {
     scopes: Vec<ScopeFeed>,
-    /// Tables and models: sent once per snapshot.
+    /// Models: sent once per snapshot.
     are_singletons_sent: bool,
     in_flight: InFlight,
     /// Position among the gateways.
@@ -34,7 +34,9 @@ struct ScopeFeed {
     scope: Arc<Scope>,
     watcher: usize,
     load_sent: u64,
+    table_sent: u64,
     adapters_sent: u64,
+    retired: Retired,
     carried: Carried,
     /// Per index: buckets to be taken until all that the snapshot began with has been.
     whole_at: Vec<u64>,
@@ -52,7 +54,36 @@ impl ScopeFeed {
     fn is_whole(&self) -> bool {
         let live = self.scope.live();
         let mut ends = self.whole_at.iter().zip(live.dirty_positions(self.watcher));
-        self.load_sent > 0 && ends.all(|(end, (taken, _))| *end <= taken)
+        self.load_sent > 0 && self.table_sent > 0 && ends.all(|(end, (taken, _))| *end <= taken)
+    }
+}
+
+/// Up to which retirement of a slot a gateway has been sent all that changed.
+#[derive(Default)]
+struct Retired {
+    /// A retirement, and how many buckets the gateway will have taken, by index, when it has taken those that
+    /// were changed by then.
+    waits: Option<(u64, Vec<u64>)>,
+    /// The last one that was waited for.
+    known: u64,
+    /// Everything up to this retirement is in pushes up to the one in flight.
+    in_flight: Option<u64>,
+}
+
+impl Retired {
+    fn begin(&mut self, retirement: u64, positions: impl Iterator<Item = (u64, u64)>) {
+        if self.waits.is_none() && self.known != retirement {
+            self.waits = Some((retirement, positions.map(|(_, end)| end).collect()));
+        }
+    }
+
+    fn end(&mut self, positions: impl Iterator<Item = (u64, u64)>) {
+        let Some((retirement, ends)) = &self.waits else { return };
+        let taken: Vec<u64> = positions.map(|(taken, _)| taken).collect();
+        if ends.iter().zip(&taken).all(|(end, taken)| end <= taken) {
+            (self.known, self.in_flight) = (*retirement, Some(*retirement));
+            self.waits = None;
+        }
     }
 }
 
@@ -63,6 +94,7 @@ struct InFlight {
     /// Scope, index within it, bucket.
     buckets: Vec<(usize, usize, u32)>,
     loads: Vec<usize>,
+    tables: Vec<usize>,
     others: bool,
 }
 
@@ -77,7 +109,9 @@ impl GatewayFeed {
             watcher: scope.live().each().map(|index| index.watch()).max().unwrap_or(0),
             scope: Arc::clone(scope),
             load_sent: 0,
+            table_sent: 0,
             adapters_sent: 0,
+            retired: Retired::default(),
             carried: Carried::default(),
             whole_at: Vec::new(),
         };
@@ -140,7 +174,6 @@ impl GatewayFeed {
     fn push_singletons(&self, epoch: u64, batch: &mut BatchBuilder) {
         let odd = Key::parity(epoch);
         for ScopeFeed { scope, .. } in &self.scopes {
-            batch.push(Key::Table(odd, scope.number), &scope.table(epoch).encode());
             batch.push(Key::Model(odd, scope.number), &scope.model_value(epoch).encode());
         }
     }
@@ -162,7 +195,9 @@ impl StateSource for GatewayFeed {
         self.are_singletons_sent = false;
         for feed in &mut self.scopes {
             feed.load_sent = 0;
+            feed.table_sent = 0;
             feed.adapters_sent = 0;
+            feed.retired = Retired::default();
             feed.scope.live().each().for_each(|index| index.mark_all(feed.watcher));
             feed.carried.snapshot(&feed.scope.applied, self.number, &self.lag);
             feed.await_changed();
@@ -192,11 +227,23 @@ impl StateSource for GatewayFeed {
         let has_room =
             |batch: &BatchBuilder| batch.len_bytes() < max_bytes && batch.count() < max_entries;
         for (i, feed) in self.scopes.iter_mut().enumerate() {
-            let ScopeFeed { scope, watcher, load_sent, carried, .. } = feed;
+            let ScopeFeed { scope, watcher, load_sent, table_sent, retired, carried, .. } = feed;
             let live = scope.live();
             carried.begin(&scope.applied, live.dirty_positions(*watcher));
+            retired.begin(live.retirements, live.dirty_positions(*watcher));
+            // Before the loads: a record without its endpoint says nothing, an endpoint without its record
+            // is not picked.
+            if *table_sent != live.table_version && has_room(batch) {
+                let table = scope.table(epoch).encode();
+                batch.push(Key::Table(Key::parity(epoch), scope.number), &table);
+                *table_sent = live.table_version;
+                self.in_flight.tables.push(i);
+            }
             if *load_sent != live.load_version && has_room(batch) {
-                let records = (0u16..).zip(&live.engines).map(|(slot, e)| record(slot, e));
+                let listed = scope.roster.listed();
+                let records = listed.iter().filter_map(|(slot, _)| {
+                    Some(record(*slot, live.engines.get(usize::from(*slot))?))
+                });
                 let table = LoadTable { epoch, records: records.collect() };
                 batch.push(Key::Load(Key::parity(epoch), scope.number), &load_value(table));
                 *load_sent = live.load_version;
@@ -225,12 +272,18 @@ impl StateSource for GatewayFeed {
                 self.in_flight.buckets.push((i, at, bucket));
             }
         }
-        for ScopeFeed { scope, watcher, carried, .. } in &mut self.scopes {
-            carried.end(scope.live().dirty_positions(*watcher));
+        for feed in &mut self.scopes {
+            let ScopeFeed { scope, watcher, load_sent, table_sent, retired, carried, .. } = feed;
+            let live = scope.live();
+            carried.end(live.dirty_positions(*watcher));
+            if *table_sent == live.table_version && *load_sent == live.load_version {
+                retired.end(live.dirty_positions(*watcher));
+            }
         }
         let is_drained = self.scopes.iter().all(|feed| {
             let live = feed.scope.live();
             feed.load_sent == live.load_version
+                && feed.table_sent == live.table_version
                 && feed.adapters_sent == live.adapters_version
                 && live.dirty_count(feed.watcher) == 0
         });
@@ -251,6 +304,9 @@ impl StateSource for GatewayFeed {
         self.in_flight = InFlight::default();
         for feed in &mut self.scopes {
             feed.carried.acked(&feed.scope.applied, self.number, &self.lag);
+            if let Some(retirement) = feed.retired.in_flight.take() {
+                feed.scope.roster.acked(self.number, retirement);
+            }
         }
     }
 
@@ -263,7 +319,13 @@ impl StateSource for GatewayFeed {
         if in_flight.directory {
             self.scopes.iter_mut().for_each(|feed| feed.adapters_sent = 0);
         }
-        self.scopes.iter_mut().for_each(|feed| feed.carried.lost());
+        for feed in &mut self.scopes {
+            feed.carried.lost();
+            feed.retired = Retired::default();
+        }
+        for i in in_flight.tables {
+            self.scopes[i].table_sent = 0;
+        }
         for i in in_flight.loads {
             self.scopes[i].load_sent = 0;
         }

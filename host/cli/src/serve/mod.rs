@@ -8,13 +8,19 @@ pub(crate) mod admin;
 mod apply;
 mod canonicality;
 pub(crate) mod carried;
+mod crosscheck;
 mod details;
+mod eds;
 pub(crate) mod gateway;
 pub(crate) mod in_flight;
+#[cfg(feature = "kubernetes")]
+mod in_pod;
 mod lag;
+mod members;
 pub(crate) mod page;
 mod reach;
 mod revival;
+mod roster;
 pub(crate) mod scope;
 mod seed;
 mod snapshot;
@@ -33,6 +39,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, FeedAddress};
 use gateway::GatewayFeed;
 use in_flight::{InFlight, POLL};
+use members::Members;
 use scope::Scope;
 pub use snapshot::PeerAddress;
 
@@ -45,6 +52,8 @@ pub(crate) struct Daemon {
     pub(crate) snapshots: Arc<snapshot::Record>,
     /// Engines whose events come by a carrier.
     pub(crate) carried: carried::Carried,
+    /// Discovered pools by name.
+    pub(crate) discovered: Vec<(String, Arc<members::Shared>)>,
 }
 
 /// One gateway as the status pages see it.
@@ -55,6 +64,8 @@ pub(crate) struct GatewayHandle {
     /// Whether its files are here.
     pub(crate) can_revive: bool,
     pub(crate) vms: revival::SharedVms,
+    /// Endpoints that its proxy does not know.
+    pub(crate) unknown: crosscheck::Unknown,
 }
 
 /// Longest wait for the last pushes when stopping.
@@ -69,6 +80,8 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
     let wakers: Vec<Arc<Notify>> = config.gateways.iter().map(|_| Arc::default()).collect();
     let scopes = scope::load(&config, &wakers)?;
     let snapshots = Arc::new(snapshot::Record::default());
+    let mut tasks = JoinSet::new();
+    let members = Members::start_all(&config, &scopes, &mut tasks).await?;
     // Before anything is followed or fed: sources go on from what is restored.
     tokio::task::block_in_place(|| snapshot::restore_all(&config, &scopes, &peers, &snapshots));
     let in_flight = Arc::new(InFlight::new(&wakers));
@@ -96,26 +109,33 @@ pub async fn run(config: Config, peers: Vec<PeerAddress>) -> anyhow::Result<()> 
         let revival = revival::Revival::new(gateway, &config.routing, &status);
         let (can_revive, vms) = (gateway.resources.is_some(), revival.vms());
         revivals.push(revival);
-        gateways.push(GatewayHandle { name, status, lag, can_revive, vms });
+        let unknown = crosscheck::Unknown::default();
+        if let Some(check) = crosscheck::Check::new(&config, gateway, &scopes, &unknown) {
+            tasks.spawn(check.run());
+        }
+        gateways.push(GatewayHandle { name, status, lag, can_revive, vms, unknown });
         pushers.spawn(pusher.run());
     }
     for scope in &scopes {
         scope.start_checks();
     }
     let listener = config.kv_events_listen.as_ref().map(|_| Arc::default());
-    let mut tasks = JoinSet::new();
     tasks.spawn(reach::watch(scopes.clone(), config.metrics.down_after_failures, aside));
     let carried = match &config.carrier {
         Some(carrier) => carried::start(carrier, &scopes, &mut tasks)?,
         None => carried::Carried::default(),
     };
-    let daemon = Arc::new(Daemon { scopes, gateways, listener, snapshots, carried });
+    let discovered = members.iter().map(Members::shared).collect();
+    let daemon = Arc::new(Daemon { scopes, gateways, listener, snapshots, carried, discovered });
     revivals.into_iter().for_each(|revival| {
         tasks.spawn(revival.run());
     });
     for scope in &daemon.scopes {
         watch::start(scope, &config.metrics, config.carrier.is_some(), &mut tasks);
     }
+    members.into_iter().for_each(|members| {
+        tasks.spawn(members.run());
+    });
     if let (Some(endpoint), Some(counts)) = (&config.kv_events_listen, &daemon.listener) {
         watch::listen(&daemon.scopes, endpoint, counts, &mut tasks).await?;
     }

@@ -21,6 +21,7 @@ use super::admin::source_name;
 use super::carried::Carried;
 use super::details::unchecked_ratio;
 use super::lag::{BOUNDS_S, GatewayLag, Lags, receive_lag_s};
+use super::members::Shared;
 use super::scope::{Engine, Scope};
 use super::snapshot::Record;
 use super::spec::{self, Kind};
@@ -118,6 +119,9 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
         of_listener(&mut page, listener);
     }
     of_snapshots(&mut page, &daemon.snapshots);
+    for (pool, shared) in &daemon.discovered {
+        of_discovery(&mut page, pool, shared);
+    }
     for gateway in &daemon.gateways {
         let labels = vec![("gateway", gateway.name.clone())];
         let status = gateway.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -126,6 +130,11 @@ pub(crate) fn render(daemon: &Daemon) -> Result<String, fmt::Error> {
             let labels = with(&labels, "filter", filter);
             page.gauge("wasm_epp_vms_dead", &labels, vms.dead as f64);
             page.counter("wasm_epp_revivals", &labels, vms.revivals);
+        }
+        let unknown = gateway.unknown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (pool, count) in unknown {
+            let labels = with(&labels, "pool", &pool);
+            page.gauge("wasm_epp_gateway_endpoints_unknown", &labels, count as f64);
         }
         let lag = gateway.lag.lock().unwrap_or_else(PoisonError::into_inner);
         of_lag(&mut page, &labels, &lag);
@@ -138,6 +147,21 @@ fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
     let mut labels = labels.clone();
     labels.push((name, value.to_owned()));
     labels
+}
+
+fn of_discovery(page: &mut Page, pool: &str, shared: &Shared) {
+    let labels: Labels = vec![("pool", pool.to_owned())];
+    let record = shared.record();
+    let is_current = record.is_known && record.error.is_none();
+    page.gauge("wasm_epp_discovery_current", &labels, f64::from(u8::from(is_current)));
+    page.gauge("wasm_epp_discovery_endpoints_found", &labels, record.found as f64);
+    page.gauge("wasm_epp_discovery_endpoints_ready", &labels, record.ready as f64);
+    page.counter("wasm_epp_discovery_failures", &labels, record.failures);
+    page.counter("wasm_epp_discovery_lists", &labels, record.lists);
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    page.counter("wasm_epp_discovery_endpoints_came", &labels, of(&shared.came));
+    page.counter("wasm_epp_discovery_endpoints_left", &labels, of(&shared.left));
+    page.counter("wasm_epp_discovery_endpoints_refused", &labels, of(&shared.refused));
 }
 
 fn of_scope(page: &mut Page, scope: &Scope) {
@@ -164,11 +188,11 @@ fn of_scope(page: &mut Page, scope: &Scope) {
         let labels = with(&labels, "state", source_name(state));
         page.gauge("wasm_epp_sources", &labels, count as f64);
     }
-    for (slot, engine) in (0u16..).zip(&engines) {
-        let address = &scope.endpoints[usize::from(slot)].address;
-        let labels = with(&labels, "endpoint", address);
+    for (slot, endpoint) in scope.roster.listed() {
+        let Some(engine) = engines.get(usize::from(slot)) else { continue };
+        let labels = with(&labels, "endpoint", &endpoint.address);
         of_engine(page, &labels, engine);
-        of_reader(page, &labels, &scope.readers[usize::from(slot)].counts());
+        of_reader(page, &labels, &scope.roster.reader(slot).counts());
         let generated = engine.counters.generated_blocks;
         page.counter("wasm_epp_generated_blocks", &labels, generated);
         if let Some(ratio) = unchecked_ratio(generated, checks.decided(slot)) {
@@ -178,7 +202,7 @@ fn of_scope(page: &mut Page, scope: &Scope) {
 }
 
 fn of_carried(page: &mut Page, scope: &Scope, carried: &Carried) {
-    for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
+    for (slot, endpoint) in scope.roster.listed() {
         let Some(counters) = carried.get(&(scope.number, slot)) else { continue };
         let labels: Labels = vec![
             ("pool", scope.pool.clone()),
@@ -352,7 +376,7 @@ fn of_accuracy(page: &mut Page, daemon: &Daemon) {
     let reports = accuracy::of_gateways(&daemon.gateways);
     for (gateway, report) in &reports {
         for scope in &daemon.scopes {
-            for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
+            for (slot, endpoint) in scope.roster.listed() {
                 let of = accuracy::of_slot(report, scope.number, slot);
                 let Some(of) = of else { continue };
                 let labels = vec![

@@ -32,8 +32,11 @@ fn is_cut_off(scopes: &[Arc<Scope>], down_after: u32) -> bool {
     let mut count = 0;
     let all = scopes.iter().all(|scope| {
         let live = scope.live();
-        count += live.engines.len();
-        live.engines.iter().all(|engine| is_unheard(engine, down_after))
+        let listed = scope.roster.listed();
+        count += listed.len();
+        let mut engines =
+            listed.iter().filter_map(|(slot, _)| live.engines.get(usize::from(*slot)));
+        engines.all(|engine| is_unheard(engine, down_after))
     });
     all && count > 0
 }

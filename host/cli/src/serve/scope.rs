@@ -1,7 +1,7 @@
 //! One (pool, model) pair: its index, its endpoints, what gateways must know of it.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use super::canonicality::{self, Asker, Checks};
 use super::lag::Applied;
+use super::roster::{MAX_SLOTS, Place, Roster};
 use super::seed;
 use super::snapshot::{Origin, digest_of};
 use super::verify::Rendering;
@@ -44,7 +45,13 @@ pub(crate) struct Scope {
     pub(crate) token_ids_number: Option<u16>,
     pub(crate) pool: String,
     pub(crate) model: Model,
-    pub(crate) endpoints: Vec<Endpoint>,
+    /// Its endpoints come and go.
+    pub(crate) is_discovered: bool,
+    /// Who is in which slot.
+    pub(crate) roster: Roster,
+    /// Held to read while an update is brought to the slot that was found for it, and to write while a slot is
+    /// emptied.
+    pub(crate) comings: RwLock<()>,
     pub(crate) tokens: TokenTable,
     /// Digest of `tokens`: with another table the same text is other tokens.
     pub(crate) tokens_digest: [u8; 32],
@@ -58,8 +65,6 @@ pub(crate) struct Scope {
     pub(crate) checks: Arc<Checks>,
     /// Batches whose way to the gateways is timed.
     pub(crate) applied: Applied,
-    /// By slot: what the readers of events count.
-    pub(crate) readers: Vec<Arc<kv_events::Counters>>,
     start_checks: Mutex<Option<StartChecks>>,
     /// Zero of the times that parked blocks are aged by.
     pub(crate) started: Instant,
@@ -72,10 +77,14 @@ type StartChecks = Box<dyn FnOnce(Weak<Scope>) + Send>;
 pub(crate) struct Live {
     /// The index over text, then the one over token ids if there is one; with their numbers.
     pub(crate) indexes: Vec<(u16, Index)>,
-    /// By slot, which is the position in [`Scope::endpoints`].
+    /// By slot, also of those that are not in use.
     pub(crate) engines: Vec<Engine>,
     /// Moves with every change of a load record.
     pub(crate) load_version: u64,
+    /// Moves with every change of the roster that gateways are told of.
+    pub(crate) table_version: u64,
+    /// Slots that were emptied so far.
+    pub(crate) retirements: u64,
     /// Asks whether generated blocks are canonical; `None` where the tokenizer has no checker.
     pub(crate) asker: Option<Asker>,
     /// LoRA adapters, configured ones first, then those that events have named.
@@ -90,6 +99,8 @@ pub(crate) struct Live {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Engine {
     pub(crate) load: Load,
+    /// Whoever told of it says that it takes no requests now.
+    pub(crate) is_withdrawn: bool,
     /// Its LoRA adapters by its metrics.
     pub(crate) adapters: Option<EngineAdapters>,
     /// State of the stream of its events.
@@ -144,6 +155,11 @@ impl Engine {
             SourceState::Live if self.doubts != Doubts::default() => SourceState::Degraded,
             stream => stream,
         }
+    }
+
+    /// Whether it may be picked.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.load.is_ready && !self.is_withdrawn
     }
 
     /// Nothing that was announced so far counts any more.
@@ -290,7 +306,7 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
             }
             let endpoints: Vec<Endpoint> =
                 pool.endpoints.iter().filter(|e| e.model == model.name).cloned().collect();
-            let table_bytes = table_of(&endpoints, 0).encode().len();
+            let table_bytes = table_of((0..).zip(&endpoints), 0).encode().len();
             ensure!(
                 table_bytes <= MAX_SINGLETON_BYTES,
                 "{name}: addresses, labels and attributes of the endpoints take {table_bytes} bytes, \
@@ -314,9 +330,10 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 (number, index_for(config, &endpoints))
             });
             let indexes = indexes.collect();
+            let slots = if pool.discovery.is_some() { MAX_SLOTS } else { endpoints.len() };
             let (asker, checks, start_checks) = match Checker::load(&path) {
                 Ok(checker) => {
-                    let (asker, checks, start) = canonicality::start(checker, endpoints.len());
+                    let (asker, checks, start) = canonicality::start(checker, slots);
                     (Some(asker), checks, Some(Box::new(start) as StartChecks))
                 }
                 Err(error) => {
@@ -325,14 +342,15 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                     (None, Arc::default(), None)
                 }
             };
-            let readers = endpoints.iter().map(|_| Arc::default()).collect();
             let engines = vec![Engine::default(); endpoints.len()];
             scopes.push(Arc::new(Scope {
                 number,
                 token_ids_number,
                 pool: pool.name.clone(),
                 model: model.clone(),
-                endpoints,
+                is_discovered: pool.discovery.is_some(),
+                roster: Roster::new(endpoints, wakers.len()),
+                comings: RwLock::default(),
                 tokens_digest: digest_of(&folder.tokens),
                 tokens: folder.tokens,
                 renderer,
@@ -343,6 +361,8 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                     indexes,
                     engines,
                     load_version: 1,
+                    table_version: 1,
+                    retirements: 0,
                     asker,
                     adapters: model.adapters.clone(),
                     adapters_version: 1,
@@ -350,7 +370,6 @@ pub(crate) fn load(config: &Config, wakers: &[Arc<Notify>]) -> anyhow::Result<Ve
                 }),
                 checks,
                 applied: Applied::new(wakers.len()),
-                readers,
                 start_checks: Mutex::new(start_checks),
                 wakers: wakers.to_vec(),
                 started: Instant::now(),
@@ -364,15 +383,16 @@ fn index_for(config: IndexConfig, endpoints: &[Endpoint]) -> Index {
     let mut index = Index::new(config);
     for endpoint in endpoints {
         let slot = index.add_endpoint();
-        index.set_presence(
-            slot,
-            match endpoint.engine {
-                EngineKind::Vllm => Presence::Copies,
-                EngineKind::Sglang | EngineKind::Trtllm => Presence::Set,
-            },
-        );
+        index.set_presence(slot, presence(endpoint.engine));
     }
     index
+}
+
+fn presence(kind: EngineKind) -> Presence {
+    match kind {
+        EngineKind::Vllm => Presence::Copies,
+        EngineKind::Sglang | EngineKind::Trtllm => Presence::Set,
+    }
 }
 
 impl Live {
@@ -453,8 +473,68 @@ impl Scope {
         }
     }
 
+    /// Takes in one more endpoint; gateways hear of it. `None` when there is no room for it.
+    pub(crate) fn add(&self, endpoint: Endpoint) -> Option<u16> {
+        let mut live = self.live();
+        let listed = self.roster.listed();
+        let all = listed.iter().map(|(slot, endpoint)| (*slot, &**endpoint));
+        let table_bytes = table_of(all.chain([(0, &endpoint)]), 0).encode().len();
+        if table_bytes > MAX_SINGLETON_BYTES {
+            return None;
+        }
+        let kind = endpoint.engine;
+        let (slot, place) = self.roster.add(endpoint)?;
+        if place == Place::New {
+            live.each().for_each(|index| {
+                index.add_endpoint();
+            });
+            live.engines.push(Engine::default());
+        }
+        live.each().for_each(|index| index.set_presence(slot, presence(kind)));
+        live.table_version += 1;
+        live.load_version += 1;
+        drop(live);
+        self.changed();
+        Some(slot)
+    }
+
+    /// The endpoint of the slot has other labels or attributes.
+    pub(crate) fn relabel(&self, slot: u16, endpoint: Endpoint) {
+        let mut live = self.live();
+        self.roster.replace(slot, endpoint);
+        live.table_version += 1;
+        drop(live);
+        self.changed();
+    }
+
+    /// Gateways are to forget the endpoint of the slot.
+    pub(crate) fn unlist(&self, slot: u16) {
+        let mut live = self.live();
+        self.roster.unlist(slot);
+        live.table_version += 1;
+        live.load_version += 1;
+        drop(live);
+        self.changed();
+    }
+
+    /// Empties the slot of an endpoint that is not listed and that no task follows any more.
+    pub(crate) fn retire(&self, slot: u16) {
+        let _alone = self.comings.write().unwrap_or_else(PoisonError::into_inner);
+        let mut live = self.live();
+        live.each().for_each(|index| index.reset_endpoint(slot));
+        if let Some(asker) = &mut live.asker {
+            asker.forget(slot);
+        }
+        live.engines[usize::from(slot)] = Engine::default();
+        live.retirements += 1;
+        self.roster.rest(slot, live.retirements);
+        drop(live);
+        self.changed();
+    }
+
     pub(crate) fn table(&self, epoch: u64) -> Table {
-        table_of(&self.endpoints, epoch)
+        let listed = self.roster.listed();
+        table_of(listed.iter().map(|(slot, endpoint)| (*slot, &**endpoint)), epoch)
     }
 
     pub(crate) fn model_value(&self, epoch: u64) -> ModelValue {
@@ -468,8 +548,8 @@ impl Scope {
     }
 }
 
-fn table_of(endpoints: &[Endpoint], epoch: u64) -> Table {
-    let entries = (0u16..).zip(endpoints).map(|(slot, endpoint)| EndpointEntry {
+fn table_of<'e>(endpoints: impl Iterator<Item = (u16, &'e Endpoint)>, epoch: u64) -> Table {
+    let entries = endpoints.map(|(slot, endpoint)| EndpointEntry {
         slot,
         address: endpoint.address.clone(),
         labels: endpoint.labels.clone().into_iter().collect(),
@@ -482,7 +562,7 @@ fn table_of(endpoints: &[Endpoint], epoch: u64) -> Table {
 pub(crate) fn record(slot: u16, engine: &Engine) -> LoadRecord {
     LoadRecord {
         slot,
-        load: engine.load,
+        load: Load { is_ready: engine.is_ready(), ..engine.load },
         source: engine.source(),
         block_size_tokens: engine.block_size_tokens,
         cache_tokens: engine.cache_tokens,

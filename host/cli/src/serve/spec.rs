@@ -46,6 +46,7 @@ const MODEL: &[&str] = &["pool", "model"];
 /// `keys` is `text` or `token_ids`.
 const INDEX: &[&str] = &["pool", "model", "keys"];
 const MEASURED_OF: &[&str] = &["pool", "model", "endpoint", "gateway"];
+const POOL: &[&str] = &["pool"];
 const GATEWAY: &[&str] = &["gateway"];
 const VMS: &[&str] = &["gateway", "filter"];
 
@@ -58,6 +59,7 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
     ("Generated blocks", &GENERATED),
     ("The index", &INDEXES),
     ("Snapshots", &SNAPSHOTS),
+    ("Discovery", &DISCOVERY),
     ("Gateways", &GATEWAYS),
     ("Lag", &LAG),
     ("Load of an engine", &LOAD),
@@ -266,7 +268,12 @@ const INDEXES: [Metric; 15] = [
     ),
 ];
 
-const GATEWAYS: [Metric; 10] = [
+const GATEWAYS: [Metric; 11] = [
+    gauge(
+        "wasm_epp_gateway_endpoints_unknown",
+        &["gateway", "pool"],
+        "Ready endpoints that the proxy's cluster has not, where its admin interface is named",
+    ),
     counter("wasm_epp_push_batches", GATEWAY, "Batches acked by the gateway"),
     counter("wasm_epp_push_entries", GATEWAY, "Values acked by the gateway"),
     counter("wasm_epp_push_bytes", GATEWAY, "Bytes acked by the gateway"),
@@ -285,6 +292,26 @@ const GATEWAYS: [Metric; 10] = [
         "Workers whose VM of these filters is dead, or for a scorer silent, and not revived; filter is router or scorer-NAME",
     ),
     counter("wasm_epp_revivals", VMS, "Times that the filters were configured anew to revive a VM"),
+];
+
+/// Of pools whose endpoints are discovered.
+const DISCOVERY: [Metric; 8] = [
+    gauge(
+        "wasm_epp_discovery_current",
+        POOL,
+        "1 while what is known of endpoints is up to date; else it is as it was",
+    ),
+    gauge("wasm_epp_discovery_endpoints_found", POOL, "Endpoints that exist, ready or not"),
+    gauge("wasm_epp_discovery_endpoints_ready", POOL, "Of these, those that may be sent requests"),
+    counter("wasm_epp_discovery_failures", POOL, "Failed attempts to ask"),
+    counter(
+        "wasm_epp_discovery_lists",
+        POOL,
+        "Times that everything was asked for anew: of an API server, when a watch could not go on",
+    ),
+    counter("wasm_epp_discovery_endpoints_came", POOL, "Endpoints taken in"),
+    counter("wasm_epp_discovery_endpoints_left", POOL, "Endpoints given up"),
+    counter("wasm_epp_discovery_endpoints_refused", POOL, "Endpoints for which there was no room"),
 ];
 
 const LAG: [Metric; 4] = [

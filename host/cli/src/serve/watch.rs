@@ -14,7 +14,7 @@ use kv_events::{
 use pod_metrics::{EngineLoad, Scraper};
 use routing::Load;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use super::scope::{Engine, Scope};
@@ -25,8 +25,8 @@ use crate::config::{EngineKind, Metrics};
 /// Batches that may wait between socket and index; beyond it the engine's own queue fills.
 const QUEUE: usize = 1024;
 
-/// Starts the tasks of all endpoints of a scope; without those that follow engines whose events come
-/// by a carrier.
+/// Starts the tasks of a scope, and of the endpoints that it has from the start; without those that follow
+/// engines whose events come by a carrier.
 pub(crate) fn start(
     scope: &Arc<Scope>,
     metrics: &Metrics,
@@ -34,36 +34,55 @@ pub(crate) fn start(
     tasks: &mut JoinSet<()>,
 ) {
     tasks.spawn(expire(Arc::clone(scope)));
-    for (slot, endpoint) in (0u16..).zip(&scope.endpoints) {
-        let is_carried = has_carrier && carried::can_carry(endpoint);
-        if let Some(events) = endpoint.kv_events.as_ref().filter(|_| !is_carried) {
-            let (sender, mut updates) = mpsc::channel(QUEUE);
-            let counters = Arc::clone(&scope.readers[usize::from(slot)]);
-            match endpoint.engine {
-                EngineKind::Trtllm => {
-                    let config = TrtllmConfig::new(events.clone());
-                    tasks.spawn(trtllm::follow(config, counters, sender));
-                }
-                EngineKind::Vllm | EngineKind::Sglang => {
-                    let config = SourceConfig {
-                        endpoint: events.clone(),
-                        replay: endpoint.replay.clone(),
-                        topic: endpoint.topic.clone(),
-                        resume: scope.live().engines[usize::from(slot)].resume(),
-                    };
-                    tasks.spawn(follow_with(config, Timing::default(), counters, sender));
-                }
-            }
-            let scope = Arc::clone(scope);
-            tasks.spawn(async move {
-                while let Some(update) = updates.recv().await {
-                    apply::apply(&scope, slot, update);
-                }
-            });
-        }
-        tasks.spawn(verify::watch(Arc::clone(scope), slot));
-        tasks.spawn(scrape(Arc::clone(scope), slot, endpoint.metrics.clone(), metrics.clone()));
+    if scope.is_discovered {
+        return;
     }
+    for (slot, _) in scope.roster.listed() {
+        follow(scope, slot, metrics, has_carrier, tasks);
+    }
+}
+
+/// Starts the tasks that follow the endpoint of a slot.
+pub(crate) fn follow(
+    scope: &Arc<Scope>,
+    slot: u16,
+    metrics: &Metrics,
+    has_carrier: bool,
+    tasks: &mut JoinSet<()>,
+) -> Vec<AbortHandle> {
+    let endpoint = scope.roster.endpoint(slot);
+    let mut handles = Vec::new();
+    let is_carried = has_carrier && carried::can_carry(&endpoint);
+    if let Some(events) = endpoint.kv_events.as_ref().filter(|_| !is_carried) {
+        let (sender, mut updates) = mpsc::channel(QUEUE);
+        let counters = scope.roster.reader(slot);
+        let source = match endpoint.engine {
+            EngineKind::Trtllm => {
+                let config = TrtllmConfig::new(events.clone());
+                tasks.spawn(trtllm::follow(config, counters, sender))
+            }
+            EngineKind::Vllm | EngineKind::Sglang => {
+                let config = SourceConfig {
+                    endpoint: events.clone(),
+                    replay: endpoint.replay.clone(),
+                    topic: endpoint.topic.clone(),
+                    resume: scope.live().engines[usize::from(slot)].resume(),
+                };
+                tasks.spawn(follow_with(config, Timing::default(), counters, sender))
+            }
+        };
+        handles.push(source);
+        let scope = Arc::clone(scope);
+        handles.push(tasks.spawn(async move {
+            while let Some(update) = updates.recv().await {
+                apply::apply(&scope, slot, update);
+            }
+        }));
+    }
+    handles.push(tasks.spawn(verify::watch(Arc::clone(scope), slot)));
+    let url = endpoint.metrics.clone();
+    handles.push(tasks.spawn(scrape(Arc::clone(scope), slot, url, metrics.clone())));
+    handles
 }
 
 /// Listens for engines that connect. Their topic names the endpoint: by its address, or by the IP
@@ -83,7 +102,7 @@ pub(crate) async fn listen(
     let readers = scopes.to_vec();
     let listener = listener.counting(Arc::new(move |topic: &Topic| {
         let (scope, slot) = endpoint_of(&readers, topic)?;
-        Some(Arc::clone(&scope.readers[usize::from(slot)]))
+        Some(scope.roster.reader(slot))
     }));
     let counters = Arc::clone(&counts.counters);
     tasks.spawn(listener.run(Timing::default(), counters, known, sender));
@@ -92,15 +111,22 @@ pub(crate) async fn listen(
     tasks.spawn(async move {
         let mut strangers = HashSet::new();
         while let Some(heard) = updates.recv().await {
-            match endpoint_of(&scopes, &heard.topic) {
-                Some((scope, slot)) => apply::apply(scope, slot, heard.update),
-                None => {
-                    counts.strangers.fetch_add(1, Ordering::Relaxed);
-                    let is_news =
-                        strangers.len() < MAX_STRANGERS && strangers.insert(heard.topic.clone());
-                    if is_news {
-                        tracing::warn!(topic = %heard.topic, "KV events of no configured endpoint");
-                    }
+            let mut update = Some(heard.update);
+            for scope in &scopes {
+                // The slot that is found is the endpoint's until the update is applied.
+                let _kept = scope.comings.read().unwrap_or_else(PoisonError::into_inner);
+                if let Some(slot) = slot_of(scope, &heard.topic)
+                    && let Some(update) = update.take()
+                {
+                    apply::apply(scope, slot, update);
+                }
+            }
+            if update.is_some() {
+                counts.strangers.fetch_add(1, Ordering::Relaxed);
+                let is_news =
+                    strangers.len() < MAX_STRANGERS && strangers.insert(heard.topic.clone());
+                if is_news {
+                    tracing::warn!(topic = %heard.topic, "KV events of no configured endpoint");
                 }
             }
         }
@@ -127,12 +153,12 @@ struct Known {
 impl Directory for Known {
     fn replay(&self, topic: &Topic) -> Option<String> {
         let (scope, slot) = endpoint_of(&self.scopes, topic)?;
-        scope.endpoints[usize::from(slot)].replay.clone()
+        scope.roster.endpoint(slot).replay.clone()
     }
 
     fn resume(&self, topic: &Topic) -> Option<Resume> {
         let (scope, slot) = endpoint_of(&self.scopes, topic)?;
-        let is_followed = scope.endpoints[usize::from(slot)].kv_events.is_some();
+        let is_followed = scope.roster.endpoint(slot).kv_events.is_some();
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
         let is_first = !is_followed && resumed.insert((scope.number, slot));
         scope.live().engines[usize::from(slot)].resume().filter(|_| is_first)
@@ -143,18 +169,16 @@ impl Directory for Known {
 const MAX_STRANGERS: usize = 1024;
 
 fn endpoint_of<'s>(scopes: &'s [Arc<Scope>], topic: &Topic) -> Option<(&'s Arc<Scope>, u16)> {
-    scopes
-        .iter()
-        .filter(|scope| {
-            scope.model.name == topic.model || scope.model.aliases.contains(&topic.model)
-        })
-        .find_map(|scope| {
-            let slots = || (0u16..).zip(&scope.endpoints);
-            let by_address = slots().find(|(_, endpoint)| endpoint.address == topic.pod);
-            let mut by_ip = slots().filter(|(_, e)| e.socket.ip().to_string() == topic.pod);
-            let only = by_ip.next().filter(|_| by_ip.next().is_none());
-            by_address.or(only).map(|(slot, _)| (scope, slot))
-        })
+    scopes.iter().find_map(|scope| Some((scope, slot_of(scope, topic)?)))
+}
+
+fn slot_of(scope: &Scope, topic: &Topic) -> Option<u16> {
+    let Topic { pod, model, .. } = topic;
+    if scope.model.name != *model && !scope.model.aliases.contains(model) {
+        return None;
+    }
+    let by_address = scope.roster.only(|endpoint| endpoint.address == *pod);
+    by_address.or_else(|| scope.roster.only(|e| e.socket.ip().to_string() == *pod))
 }
 
 async fn scrape(scope: Arc<Scope>, slot: u16, url: String, config: Metrics) {
@@ -224,8 +248,8 @@ fn fence(scope: &Scope, slot: u16, load: &EngineLoad) {
                 live.each().for_each(|index| index.clear(slot, None));
                 drop(live);
                 scope.changed();
-                let address = &scope.endpoints[usize::from(slot)].address;
-                tracing::warn!(endpoint = address, "the engine is another process");
+                let endpoint = scope.roster.endpoint(slot);
+                tracing::warn!(endpoint = endpoint.address, "the engine is another process");
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The file as a whole; single values are in `values`.
 
+mod discovery;
 mod features;
 mod gateways;
 mod traffic;

@@ -396,7 +396,7 @@ fn nothing_is_empty() {
     refused_pool(
         MODEL,
         "",
-        "c.yaml: pools[0].endpoints: [] is not accepted: expected at least one endpoint",
+        "c.yaml: pools[0].endpoints: [] is not accepted: expected at least one endpoint, or discovery beside it",
     );
     refused("pools: []", "c.yaml: pools: [] is not accepted: expected at least one pool");
     refused_beside_pools(

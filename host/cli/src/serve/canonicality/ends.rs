@@ -21,6 +21,8 @@ pub(super) struct Ends {
 
 struct End {
     block: Block,
+    /// Another place may have a block of this name now.
+    is_forgotten: bool,
     len: u8,
     tokens: [u32; CONTEXT_TOKENS],
 }
@@ -38,11 +40,26 @@ impl Ends {
         Some(&end.tokens[..usize::from(end.len)])
     }
 
+    /// The slot becomes another endpoint's: its blocks are found no more, and give up their places in their time.
+    pub(super) fn forget(&mut self, slot: u16) {
+        let places = &mut self.places;
+        self.by_block.retain(|(of, _), at| {
+            if *of == slot {
+                places[*at as usize].is_forgotten = true;
+            }
+            *of != slot
+        });
+    }
+
     /// A block stored again has its new tokens, and its age from before.
     pub(super) fn remember(&mut self, slot: u16, hash: EngineHash, block: &[u32]) {
         let last = &block[block.len().saturating_sub(CONTEXT_TOKENS)..];
-        let mut end =
-            End { block: (slot, hash), len: last.len() as u8, tokens: [0; CONTEXT_TOKENS] };
+        let mut end = End {
+            block: (slot, hash),
+            is_forgotten: false,
+            len: last.len() as u8,
+            tokens: [0; CONTEXT_TOKENS],
+        };
         end.tokens[..last.len()].copy_from_slice(last);
         if let Some(at) = self.by_block.get(&end.block) {
             self.places[*at as usize] = end;
@@ -56,7 +73,9 @@ impl Ends {
         match self.places.get_mut(at) {
             Some(place) => {
                 let gone = std::mem::replace(place, end);
-                self.by_block.remove(&gone.block);
+                if !gone.is_forgotten {
+                    self.by_block.remove(&gone.block);
+                }
                 self.oldest = (at + 1) % self.max;
             }
             None => self.places.push(end),
@@ -110,6 +129,13 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let (slot, hash) = ((state >> 60) as u16 % 2, EngineHash(state >> 33 & 7));
             let block: Vec<u32> = (0..(state >> 40) as u32 % 40).map(|i| step + i).collect();
+            if step % 97 == 0 {
+                ends.forget(slot);
+                list.iter_mut().filter(|((of, _), _)| *of == slot).for_each(|(block, _)| {
+                    // Keeps its place, under a name that nobody asks for.
+                    *block = (u16::MAX, block.1);
+                });
+            }
             ends.remember(slot, hash, &block);
             let end = block[block.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
             match list.iter_mut().find(|(block, _)| *block == (slot, hash)) {

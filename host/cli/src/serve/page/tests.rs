@@ -50,6 +50,7 @@ impl Setup {
             lag: feed.lag(),
             can_revive: false,
             vms: Arc::default(),
+            unknown: Arc::default(),
         };
         let daemon = Daemon {
             scopes,
@@ -57,6 +58,7 @@ impl Setup {
             listener: Some(Arc::default()),
             snapshots: Arc::default(),
             carried: [((0, 0), Arc::default())].into(),
+            discovered: vec![("pool".into(), Arc::default())],
         };
         Self { _folder: folder, daemon, feed }
     }
@@ -132,6 +134,7 @@ fn the_page_has_exactly_the_metrics_of_the_table() {
     }
 
     setup.daemon.gateways[0].vms.lock().unwrap().insert("router".to_owned(), Vms::default());
+    setup.daemon.gateways[0].unknown.lock().unwrap().insert("pool".to_owned(), 0);
     let restored = Restored { origin: Origin::Disk, blocks: 3 };
     setup.daemon.scopes[0].live().engines[0].restored = Some(restored);
 

@@ -97,13 +97,18 @@ fn content_of(scope: &Scope) -> (Vec<u8>, Duration) {
     let now_ms = scope.started.elapsed().as_millis() as u64;
     let live = scope.live();
     let started = Instant::now();
-    let engines: Vec<EngineRecord> = scope
-        .endpoints
-        .iter()
+    let listed = scope.roster.listed();
+    let of_slot = |slot: u16| match listed.binary_search_by_key(&slot, |(slot, _)| *slot) {
+        Ok(at) => (listed[at].1.address.as_str(), listed[at].1.engine, true),
+        Err(_) => ("", EngineKind::Vllm, false),
+    };
+    let engines: Vec<EngineRecord> = (0u16..)
         .zip(&live.engines)
-        .map(|(endpoint, engine)| EngineRecord {
-            address: endpoint.address.clone(),
-            kind: kind_number(endpoint.engine),
+        .map(|(slot, engine)| (of_slot(slot), engine))
+        .map(|((address, kind, is_listed), engine)| EngineRecord {
+            // Blocks go by slot, so that every slot is there; nobody restores one without an address.
+            address: address.to_owned(),
+            kind: kind_number(kind),
             is_partial: engine.is_partial,
             is_cleared: engine.is_cleared,
             doubts: engine.doubts.bits(),
@@ -113,7 +118,7 @@ fn content_of(scope: &Scope) -> (Vec<u8>, Duration) {
             first_batch_at: engine.first_batch_at,
             block_size_tokens: engine.block_size_tokens,
             process_start: engine.process_start,
-            position: engine.position.filter(|_| can_resume(endpoint.engine)).map(|position| {
+            position: engine.position.filter(|_| is_listed && can_resume(kind)).map(|position| {
                 Place { sequence: position.sequence, fingerprint: position.fingerprint }
             }),
         })

@@ -117,13 +117,14 @@ fn restore_scope(
     if content.indexes.len() < live.indexes.len() {
         return Err(RefusedSection::KeySpaces);
     }
+    let endpoints = scope.roster.listed();
     let slots: Vec<Option<u16>> = content
         .engines
         .iter()
         .map(|record| {
-            let mut endpoints = (0u16..).zip(&scope.endpoints);
             let (slot, endpoint) =
-                endpoints.find(|(_, endpoint)| endpoint.address == record.address)?;
+                endpoints.iter().find(|(_, endpoint)| endpoint.address == record.address)?;
+            let slot = *slot;
             let is_usable = record.position.is_some()
                 && record.kind == kind_number(endpoint.engine)
                 && can_resume(endpoint.engine)

@@ -89,7 +89,7 @@ const RETRY: Duration = Duration::from_secs(30);
 /// Compares whenever the engine is a process that was not compared yet.
 pub(crate) async fn watch(scope: Arc<Scope>, slot: u16) {
     let asker = Asker::new();
-    let endpoint = scope.endpoints[usize::from(slot)].clone();
+    let endpoint = scope.roster.endpoint(slot);
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut compared = None;
