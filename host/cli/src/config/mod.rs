@@ -10,6 +10,7 @@ mod check;
 mod envoy_gateway;
 mod error;
 mod features;
+mod feed_tls;
 mod istio;
 mod plugins;
 mod raw;
@@ -22,8 +23,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use address::FeedAddress;
 pub(crate) use address::is_host_and_port;
+pub use address::{FeedAddress, FeedTls, HttpsAddress};
 pub use approximate::ApproximatePrefix;
 pub use carrier::Carrier;
 pub use envoy_gateway::{EnvoyGateway, RoutedPool};
