@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use testbed::{Stand, StandOptions, get, root, wasm_epp};
 
+use crate::feed_tls::pki::{self, Mounted, Pki};
+use crate::feed_tls::two_ports;
 use crate::support::{COMPLETIONS, Protocol, completion, prose, served, teach};
 
 const OVERLAYS: [&str; 3] = ["sidecar", "per-node", "shared"];
@@ -63,35 +65,131 @@ fn overlays_hold_together() {
             resources.iter().map(|r| r["metadata"]["namespace"].as_str()).collect();
         assert_eq!(namespaces.len(), 1, "{overlay}: {namespaces:?}");
         assert!(namespaces.iter().all(Option::is_some), "{overlay}");
-        let workloads =
-            [of_kind(&resources, "Deployment"), of_kind(&resources, "DaemonSet")].concat();
-        let [workload] = workloads.as_slice() else { panic!("{overlay}: {}", workloads.len()) };
-        the_workload_is_whole(overlay, workload, &resources);
-        let labels = &workload["spec"]["template"]["metadata"]["labels"];
-        assert!(matches(labels, &workload["spec"]["selector"]["matchLabels"]), "{overlay}");
-        for (kind, pointer) in [
-            ("PodDisruptionBudget", "/spec/selector/matchLabels"),
-            ("NetworkPolicy", "/spec/podSelector/matchLabels"),
-            ("PodMonitor", "/spec/selector/matchLabels"),
-        ] {
+        let workloads = workloads(&resources);
+        assert_eq!(workloads.len(), if overlay == "shared" { 2 } else { 1 }, "{overlay}");
+        let labels = |workload: &Value| workload["spec"]["template"]["metadata"]["labels"].clone();
+        for workload in &workloads {
+            the_workload_is_whole(overlay, workload, &resources);
+            let wanted = &workload["spec"]["selector"]["matchLabels"];
+            assert!(matches(&labels(workload), wanted), "{overlay}");
+        }
+        // Of each a workload has one, and each is of one workload.
+        let policies = "/spec/podSelector/matchLabels";
+        for (kind, pointer) in
+            [("PodDisruptionBudget", "/spec/selector/matchLabels"), ("NetworkPolicy", policies)]
+        {
             let found = of_kind(&resources, kind);
-            let [resource] = found.as_slice() else { panic!("{overlay}: {} {kind}", found.len()) };
-            assert!(matches(labels, resource.pointer(pointer).unwrap()), "{overlay}: {kind}");
-        }
-        for service in of_kind(&resources, "Service") {
-            assert!(matches(labels, &service["spec"]["selector"]), "{overlay}: {service}");
-        }
-        the_role_reads_and_no_more(overlay, &resources, workload);
-        // Nobody but who scrapes, and the pods themselves, reaches the daemon's pages.
-        let policy = of_kind(&resources, "NetworkPolicy")[0];
-        for rule in list(&policy["spec"]["ingress"]) {
-            let is_pages = |port: &&Value| port["port"] == 9400 || port["port"] == 15090;
-            if list(&rule["ports"]).iter().any(|port| is_pages(&port)) {
-                assert!(!list(&rule["from"]).is_empty(), "{overlay}: {rule}");
+            assert_eq!(found.len(), workloads.len(), "{overlay}: {kind}");
+            for workload in &workloads {
+                let of = |one: &&&Value| matches(&labels(workload), one.pointer(pointer).unwrap());
+                assert_eq!(found.iter().filter(of).count(), 1, "{overlay}: {kind}");
             }
         }
-        assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress"]), "{overlay}");
+        for service in of_kind(&resources, "Service") {
+            let is_of =
+                |workload: &&&Value| matches(&labels(workload), &service["spec"]["selector"]);
+            let [one] = workloads.iter().filter(is_of).collect::<Vec<_>>()[..] else {
+                panic!("{overlay}: {service}")
+            };
+            let containers = list(&one["spec"]["template"]["spec"]["containers"]);
+            let ports: BTreeSet<&str> =
+                containers.iter().flat_map(|c| names(&c["ports"])).collect();
+            for port in list(&service["spec"]["ports"]) {
+                if let Some(target) = port["targetPort"].as_str() {
+                    assert!(ports.contains(target), "{overlay}: {service}");
+                }
+            }
+        }
+        let is_daemon = |workload: &&&Value| {
+            names(&workload["spec"]["template"]["spec"]["containers"]).contains("wasm-epp")
+        };
+        let [workload] = workloads.iter().filter(is_daemon).collect::<Vec<_>>()[..] else {
+            panic!("{overlay}: daemons")
+        };
+        let monitor = of_kind(&resources, "PodMonitor");
+        let [monitor] = monitor.as_slice() else { panic!("{overlay}: {} monitors", monitor.len()) };
+        let monitored = &monitor["spec"]["selector"]["matchLabels"];
+        assert!(matches(&labels(workload), monitored), "{overlay}");
+        the_role_reads_and_no_more(overlay, &resources, workload);
+        // Nobody but who scrapes, and the pods themselves, reaches the daemon's pages.
+        for policy in of_kind(&resources, "NetworkPolicy") {
+            for rule in list(&policy["spec"]["ingress"]) {
+                let is_public =
+                    |port: &Value| [80, 8080, 15021].iter().any(|public| port["port"] == *public);
+                if !list(&rule["ports"]).iter().all(is_public) {
+                    assert!(!list(&rule["from"]).is_empty(), "{overlay}: {rule}");
+                }
+            }
+            assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress"]), "{overlay}");
+        }
     }
+}
+
+fn workloads(resources: &[Value]) -> Vec<&Value> {
+    ["Deployment", "DaemonSet", "StatefulSet"].map(|kind| of_kind(resources, kind)).concat()
+}
+
+/// The names by which both sides of the feed know each other, from the configuration to the certificates, and that
+/// daemons reach the feed and nobody else.
+#[test]
+fn the_shared_gateways_are_fed_by_the_names_they_have() {
+    let Some(text) = rendered("shared") else { return };
+    let resources = documents(&text);
+    let of = |kind: &str, name: &str| {
+        let found = of_kind(&resources, kind).into_iter().find(|r| r["metadata"]["name"] == name);
+        found.unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    let (config, _) = configuration("shared").unwrap();
+    let config: Value = serde_saphyr::from_str(&config).unwrap();
+    let gateway = of("StatefulSet", "wasm-epp-gateway");
+    let daemon = of("Deployment", "wasm-epp");
+    // Kubernetes names a replica NAME-NUMBER, and below the service that governs the set.
+    let governing = gateway["spec"]["serviceName"].as_str().unwrap();
+    let service = of("Service", governing);
+    assert_eq!(service["spec"]["clusterIP"], "None");
+    assert_eq!(service["spec"]["publishNotReadyAddresses"], true);
+    let replicas = gateway["spec"]["replicas"].as_u64().unwrap();
+    let expected: Vec<String> = (0..replicas)
+        .map(|number| format!("https://wasm-epp-gateway-{number}.{governing}:9500"))
+        .collect();
+    let feeds: Vec<&str> =
+        list(&config["gateways"]).iter().map(|g| g["feed"].as_str().unwrap()).collect();
+    assert_eq!(feeds, expected);
+    assert_eq!(daemon["spec"]["replicas"], 2);
+    for (workload, own, others_name) in [
+        (daemon, &config["feedTls"], &config["envoy"]["feedTls"]["clientName"]),
+        (gateway, &config["envoy"]["feedTls"], &config["feedTls"]["serverName"]),
+    ] {
+        let pod = &workload["spec"]["template"]["spec"];
+        let is_certificate = |volume: &&Value| volume["name"] == "certificate";
+        let volume = list(&pod["volumes"]).iter().find(is_certificate).unwrap();
+        let certificate = of("Certificate", volume["secret"]["secretName"].as_str().unwrap());
+        assert_eq!(certificate["spec"]["secretName"], volume["secret"]["secretName"]);
+        assert_eq!(certificate["spec"]["dnsNames"], json!([others_name]));
+        // The files of cert-manager's secrets.
+        for (key, file) in [("ca", "ca.crt"), ("certificate", "tls.crt"), ("key", "tls.key")] {
+            assert_eq!(own[key], format!("/etc/wasm-epp-tls/{file}"));
+        }
+        let containers = list(&pod["containers"]).iter();
+        let mounts = containers.flat_map(|container| list(&container["volumeMounts"]));
+        let at: Vec<&Value> =
+            mounts.filter(|m| m["name"] == "certificate").map(|m| &m["mountPath"]).collect();
+        assert_eq!(at, ["/etc/wasm-epp-tls"]);
+    }
+    let policy = of("NetworkPolicy", "wasm-epp-gateway");
+    let labels = &daemon["spec"]["template"]["metadata"]["labels"];
+    let mut reached = BTreeSet::new();
+    for rule in list(&policy["spec"]["ingress"]).iter().filter(|rule| !rule["from"].is_null()) {
+        for from in list(&rule["from"]) {
+            assert!(matches(labels, &from["podSelector"]["matchLabels"]), "{rule}");
+            assert!(from.get("namespaceSelector").is_none(), "{rule}");
+        }
+        reached.extend(list(&rule["ports"]).iter().map(|port| port["port"].as_u64().unwrap()));
+    }
+    assert_eq!(reached, [9500, 9501].into());
+    // A seed that each daemon drew for itself would void what the other has told the gateways.
+    let secrets = list(&daemon["spec"]["template"]["spec"]["volumes"]).iter();
+    assert!(secrets.clone().any(|volume| volume["secret"]["secretName"] == "wasm-epp-seeds"));
 }
 
 fn the_workload_is_whole(overlay: &str, workload: &Value, resources: &[Value]) {
@@ -130,11 +228,12 @@ fn the_workload_is_whole(overlay: &str, workload: &Value, resources: &[Value]) {
         }
     }
     assert_eq!(mounted, volumes, "{overlay}: a volume that nobody mounts");
-    let daemon = all.iter().find(|container| container["name"] == "wasm-epp").unwrap();
-    assert!(daemon["startupProbe"].is_object() && daemon["livenessProbe"].is_object());
-    let monitor = of_kind(resources, "PodMonitor")[0];
-    for endpoint in list(&monitor["spec"]["podMetricsEndpoints"]) {
-        assert!(names(&daemon["ports"]).contains(endpoint["port"].as_str().unwrap()));
+    if let Some(daemon) = all.iter().find(|container| container["name"] == "wasm-epp") {
+        assert!(daemon["startupProbe"].is_object() && daemon["livenessProbe"].is_object());
+        let monitor = of_kind(resources, "PodMonitor")[0];
+        for endpoint in list(&monitor["spec"]["podMetricsEndpoints"]) {
+            assert!(names(&daemon["ports"]).contains(endpoint["port"].as_str().unwrap()));
+        }
     }
     for container in all.iter().filter(|container| container["name"] != "istio-proxy") {
         let context = &container["securityContext"];
@@ -200,11 +299,21 @@ fn resources_are_of_the_kubernetes_api() {
         let Some(text) = rendered(overlay) else { return };
         let (is_valid, said) = decode(&text);
         assert!(is_valid, "{overlay}: {said}");
-        // The operator's two are of definitions that are not here.
+        // Those of operators are of definitions that are not here.
         let unknown: Vec<&str> =
             said.lines().filter_map(|line| line.strip_prefix("not of the API: ")).collect();
-        let operator = ["PodMonitor", "PrometheusRule"];
-        assert_eq!(unknown, operator.map(|kind| format!("monitoring.coreos.com/v1, Kind={kind}")));
+        let others = |group: &str, kinds: &[&str]| {
+            kinds.iter().map(|kind| format!("{group}, Kind={kind}")).collect::<Vec<_>>()
+        };
+        let mut expected = match overlay {
+            "shared" => others(
+                "cert-manager.io/v1",
+                &["Certificate", "Certificate", "Certificate", "Issuer", "Issuer"],
+            ),
+            _ => Vec::new(),
+        };
+        expected.extend(others("monitoring.coreos.com/v1", &["PodMonitor", "PrometheusRule"]));
+        assert_eq!(unknown, expected);
         for (from, to) in [
             ("livenessProbe:", "liveness:"),
             ("containerPort: 9400", "containerPort: admin"),
@@ -221,8 +330,10 @@ fn configuration(overlay: &str) -> Option<(String, Vec<String>)> {
     let resources = documents(&rendered(overlay)?);
     let maps = of_kind(&resources, "ConfigMap");
     let text = maps.iter().find_map(|map| map["data"]["wasm-epp.yaml"].as_str()).unwrap();
-    let workload = [of_kind(&resources, "Deployment"), of_kind(&resources, "DaemonSet")].concat();
-    let init = &workload[0]["spec"]["template"]["spec"]["initContainers"][0];
+    let init = workloads(&resources)
+        .into_iter()
+        .find_map(|workload| workload.pointer("/spec/template/spec/initContainers/0"))
+        .unwrap();
     let args = list(&init["args"]).iter().map(|arg| arg.as_str().unwrap().to_owned()).collect();
     Some((text.to_owned(), args))
 }
@@ -230,7 +341,8 @@ fn configuration(overlay: &str) -> Option<(String, Vec<String>)> {
 /// Every path of the containers, below a folder of this machine.
 fn rerooted(text: &str, folder: &std::path::Path) -> String {
     let below = |name: &str| folder.join(name).display().to_string();
-    text.replace("/etc/wasm-epp", &below("etc"))
+    text.replace("/etc/wasm-epp-tls/", &below("tls-of-SIDE/"))
+        .replace("/etc/wasm-epp", &below("etc"))
         .replace("/var/lib/wasm-epp", &below("lib"))
         .replace("/var/run/wasm-epp", &below("run"))
         .replace(": /modules", &format!(": {}", root().join("target/wasm").display()))
@@ -265,6 +377,9 @@ fn init_containers_render_what_the_proxies_load() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shared_gateway_routes_and_says_what_is_watched() {
     let Some((text, _)) = configuration("shared") else { return };
+    if !pki::is_there() {
+        return;
+    }
     let mut stand = Stand::prepare(StandOptions::default()).await.unwrap();
     let own = std::fs::read_to_string(stand.config_file()).unwrap();
     let pools = |text: &str| {
@@ -284,6 +399,7 @@ async fn the_shared_gateway_routes_and_says_what_is_watched() {
         assert!(text.contains(container), "{text}");
         text = text.replace(container, &here.to_string());
     }
+    text = fed_by_tls(&stand, &text);
     text = text.replace(
         &stand.folder.path().join("lib").display().to_string(),
         &stand.rendered().display().to_string(),
@@ -327,6 +443,33 @@ async fn the_shared_gateway_routes_and_says_what_is_watched() {
             }
         }
     }
+}
+
+/// The configuration of the shared gateway with one replica on loopback, and certificates for the names that those of
+/// the overlay are for.
+fn fed_by_tls(stand: &Stand, text: &str) -> String {
+    let pki = Pki::new();
+    let authority = pki.authority("feed");
+    let resources = documents(&rendered("shared").unwrap());
+    for (side, secret) in [("daemon", "wasm-epp-feed-daemon"), ("gateway", "wasm-epp-feed-gateway")]
+    {
+        let certificates = of_kind(&resources, "Certificate");
+        let certificate = certificates.iter().find(|c| c["spec"]["secretName"] == secret).unwrap();
+        let name = certificate["spec"]["dnsNames"][0].as_str().unwrap();
+        let folder = Mounted::new(stand.folder.path().join(format!("tls-of-{side}")));
+        folder.put(&pki.issue(&authority, name), &[&authority]);
+    }
+    let (daemons, gateways) = text.split_at(text.find("\nenvoy:").unwrap());
+    let text = daemons.replace("tls-of-SIDE", "tls-of-daemon")
+        + &gateways.replace("tls-of-SIDE", "tls-of-gateway");
+    let port = two_ports();
+    let feeds = |line: &&str| !line.contains("wasm-epp-gateway-1.");
+    text.lines()
+        .filter(feeds)
+        .map(|line| format!("{line}\n"))
+        .collect::<String>()
+        .replace("wasm-epp-gateway-0.wasm-epp-gateway-feed:9500", &format!("127.0.0.1:{port}"))
+        .replace("0.0.0.0:9500", &format!("127.0.0.1:{port}"))
 }
 
 /// Every PromQL expression of the dashboard and of the alerts.

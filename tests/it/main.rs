@@ -18,6 +18,7 @@ mod engine_loss;
 mod envoy_gateway;
 mod features;
 mod feed_listener;
+mod feed_tls;
 mod from_llm_d;
 mod gateway_restart;
 mod istio;

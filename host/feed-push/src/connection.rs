@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection to a feed listener, over a Unix socket or TCP.
+//! One HTTP/1.1 connection to a feed listener, over a Unix socket, TCP or TLS.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use crate::tls::{TlsError, TlsTarget, refusal};
+
 /// Acks hold at most 64 rows.
 const MAX_ACK_BYTES: usize = 64 << 10;
 /// Reports are no longer.
@@ -24,6 +26,8 @@ pub enum Target {
     Unix(PathBuf),
     /// `host:port`.
     Tcp(String),
+    /// Mutual TLS.
+    Tls(TlsTarget),
 }
 
 impl std::fmt::Display for Target {
@@ -31,6 +35,7 @@ impl std::fmt::Display for Target {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Tls(target) => target.fmt(f),
         }
     }
 }
@@ -41,6 +46,12 @@ pub enum ConnectError {
     /// No connection.
     #[error("connect to the feed listener")]
     Connect(#[source] std::io::Error),
+    /// No connection by TLS.
+    #[error(transparent)]
+    Tls(TlsError),
+    /// The listener does not take the daemon's certificate.
+    #[error("the feed listener refused feedTls.certificate: TLS alert {0}")]
+    Certificate(String),
     /// The connection broke.
     #[error("post to the feed listener")]
     Http(#[source] hyper::Error),
@@ -66,12 +77,15 @@ pub enum ConnectError {
 
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    driver: tokio::task::JoinHandle<()>,
+    /// Ends with the connection, and with what ended it.
+    driver: Option<tokio::task::JoinHandle<hyper::Result<()>>>,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.driver.abort();
+        if let Some(driver) = &self.driver {
+            driver.abort();
+        }
     }
 }
 
@@ -91,6 +105,10 @@ impl Connection {
                 stream.set_nodelay(true).map_err(ConnectError::Connect)?;
                 Self::start(TokioIo::new(stream)).await
             }
+            Target::Tls(target) => {
+                let stream = target.connect().await.map_err(ConnectError::Tls)?;
+                Self::start(TokioIo::new(stream)).await
+            }
         }
     }
 
@@ -99,11 +117,28 @@ impl Connection {
         T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let (sender, connection) = handshake(io).await.map_err(ConnectError::Http)?;
-        let driver = tokio::spawn(async move {
-            // Its error reaches the sender too.
-            let _ = connection.await;
-        });
-        Ok(Self { sender, driver })
+        Ok(Self { sender, driver: Some(tokio::spawn(connection)) })
+    }
+
+    async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<http::Response<hyper::body::Incoming>, ConnectError> {
+        let mut err = match self.sender.send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(err) => err,
+        };
+        // A request that came after the end only knows that there is no connection.
+        if err.is_canceled()
+            && let Some(driver) = self.driver.take()
+            && let Ok(Err(first)) = driver.await
+        {
+            err = first;
+        }
+        Err(match refusal(&err) {
+            Some(alert) => ConnectError::Certificate(format!("{alert:?}")),
+            None => ConnectError::Http(err),
+        })
     }
 
     pub(crate) async fn post(
@@ -126,7 +161,7 @@ impl Connection {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = http::Uri::from_static(ACCURACY_PATH);
         request.headers_mut().insert(header::HOST, http::HeaderValue::from_static("feed"));
-        let response = self.sender.send_request(request).await.map_err(ConnectError::Http)?;
+        let response = self.send(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_REPORT_BYTES).collect().await;
         let body = body.map_err(|err| ConnectError::Ack(err.to_string()))?.to_bytes();
@@ -141,7 +176,7 @@ impl Connection {
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = http::Uri::from_static("/feed");
         request.headers_mut().insert(header::HOST, http::HeaderValue::from_static("feed"));
-        let response = self.sender.send_request(request).await.map_err(ConnectError::Http)?;
+        let response = self.send(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ACK_BYTES).collect().await;
         let body = body.map_err(|err| ConnectError::Ack(err.to_string()))?.to_bytes();
@@ -151,6 +186,31 @@ impl Connection {
             _ if !status.is_success() => Err(ConnectError::NoFeeder(status)),
             Ok(_) => Err(ConnectError::Ack("status and body disagree".into())),
             Err(err) => Err(ConnectError::Ack(err.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// As a listener that refuses a certificate ends a connection: by what comes before any answer is asked for.
+    #[tokio::test]
+    async fn a_post_after_the_end_says_what_the_end_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("feed");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let limit = Duration::from_secs(30);
+        let mut connection = Connection::open(&Target::Unix(path), limit).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"no answer").await.unwrap();
+        while !connection.driver.as_ref().unwrap().is_finished() {
+            tokio::task::yield_now().await;
+        }
+        match connection.post(Vec::new(), limit).await.unwrap_err() {
+            ConnectError::Http(err) => assert!(!err.is_canceled(), "{err:?}"),
+            other => panic!("{other:?}"),
         }
     }
 }

@@ -9,7 +9,9 @@
 mod connection;
 mod pusher;
 mod session;
+mod tls;
 
 pub use connection::{ConnectError, Target};
 pub use pusher::{GatewayStatus, PushState, Pusher, PusherConfig};
 pub use session::{Fill, StateSource};
+pub use tls::{TlsError, TlsTarget, refusal};

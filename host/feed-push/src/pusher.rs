@@ -379,10 +379,12 @@ impl<S: StateSource> Pusher<S> {
     }
 
     fn failed(&self, err: &ConnectError) {
-        let text = match std::error::Error::source(err) {
-            Some(source) => format!("{err}: {source}"),
-            None => err.to_string(),
-        };
+        let mut text = err.to_string();
+        let mut source = std::error::Error::source(err);
+        while let Some(err) = source {
+            text.push_str(&format!(": {err}"));
+            source = err.source();
+        }
         let state = match err {
             ConnectError::Format { .. } => PushState::Refused,
             _ => PushState::Disconnected,

@@ -1,7 +1,7 @@
 //! Addresses in the configuration file: parsed once, kept in the form Envoy compares.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
 use super::error::Refused;
@@ -20,6 +20,42 @@ pub enum FeedAddress {
     Unix(PathBuf),
     /// Plain HTTP on a loopback address.
     Http(SocketAddr),
+    /// Mutual TLS over a network.
+    Https(Box<HttpsAddress>),
+}
+
+/// A feed listener on a network, and by what one of its two sides knows the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpsAddress {
+    /// DNS name or IP address, IPv6 without brackets; of `envoy.feed` always an IP address.
+    pub host: String,
+    /// Port, below the last one.
+    pub port: u16,
+    /// The files of the side that this is configured for.
+    pub tls: FeedTls,
+}
+
+/// What one side of the feed shows, and what it holds the other to: files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedTls {
+    /// Authorities of the other side's certificate.
+    pub ca: PathBuf,
+    /// Own certificate, with those that lead to its authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Name that the other side's certificate has to be for. A gateway's is for its `host` if there is none, a
+    /// daemon's may be for any.
+    pub peer_name: Option<String>,
+}
+
+impl HttpsAddress {
+    /// Where the daemon connects.
+    pub(crate) fn target(&self) -> feed_push::TlsTarget {
+        let FeedTls { ca, certificate, key, peer_name } = self.tls.clone();
+        let (host, port) = (self.host.clone(), self.port);
+        feed_push::TlsTarget { host, port, ca, certificate, key, server_name: peer_name }
+    }
 }
 
 impl FeedAddress {
@@ -39,6 +75,10 @@ impl FeedAddress {
             Self::Http(address) => {
                 Self::Http(SocketAddr::new(address.ip(), address.port().saturating_add(1)))
             }
+            Self::Https(address) => {
+                let port = address.port.saturating_add(1);
+                Self::Https(Box::new(HttpsAddress { port, ..(**address).clone() }))
+            }
         }
     }
 }
@@ -48,6 +88,7 @@ impl fmt::Display for FeedAddress {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Http(address) => write!(f, "http://{address}"),
+            Self::Https(address) => address.target().fmt(f),
         }
     }
 }
@@ -99,8 +140,20 @@ pub(super) fn loopback(key: &str, text: &str, why: &str) -> Result<SocketAddr, R
     Ok(address)
 }
 
-/// `unix:PATH` or `http://LOOPBACK:PORT`; a relative path is relative to `base`.
-pub(super) fn feed(key: &str, text: &str, base: &Path) -> Result<FeedAddress, Refused> {
+/// A key of files for TLS, and what it holds.
+#[derive(Clone, Copy)]
+pub(super) struct TlsOf<'a> {
+    pub(super) key: &'a str,
+    pub(super) tls: Option<&'a FeedTls>,
+}
+
+/// `unix:PATH`, `http://LOOPBACK:PORT` or `https://HOST:PORT`; a relative path is relative to `base`.
+pub(super) fn feed(
+    key: &str,
+    text: &str,
+    base: &Path,
+    of: TlsOf<'_>,
+) -> Result<FeedAddress, Refused> {
     if let Some(path) = text.strip_prefix("unix:") {
         if path.is_empty() || path.starts_with('@') {
             return Err(Refused::new(key, text, "unix: and the path of a socket"));
@@ -116,18 +169,56 @@ pub(super) fn feed(key: &str, text: &str, base: &Path) -> Result<FeedAddress, Re
         }
         return Ok(FeedAddress::Unix(path));
     }
+    if let Some(address) = text.strip_prefix("https://") {
+        return Ok(FeedAddress::Https(Box::new(https(key, text, address, of)?)));
+    }
     let Some(address) = text.strip_prefix("http://") else {
-        return Err(Refused::new(key, text, "unix:PATH or http://127.0.0.1:PORT"));
+        let expected = "unix:PATH, http://127.0.0.1:PORT or https://HOST:PORT";
+        return Err(Refused::new(key, text, expected));
     };
-    let address = loopback(key, address, "whoever posts to the feed decides the routing")?;
+    let why = "whoever posts to the feed decides the routing; over a network by https://";
+    let address = loopback(key, address, why)?;
     if matches!(address.port(), 0 | u16::MAX) {
-        return Err(Refused::new(
-            key,
-            text,
-            "a port in 1..=65534, and the next one free for probes",
-        ));
+        return Err(Refused::new(key, text, FEED_PORT));
     }
     Ok(FeedAddress::Http(address))
+}
+
+const FEED_PORT: &str = "a port in 1..=65534, and the next one free for probes";
+
+fn https(key: &str, text: &str, address: &str, of: TlsOf<'_>) -> Result<HttpsAddress, Refused> {
+    const FORM: &str = "https://HOST:PORT with a DNS name, an IPv4 address or [an IPv6 address]";
+    let refused = || Refused::new(key, text, FORM);
+    let (host, port) = address.rsplit_once(':').ok_or_else(refused)?;
+    let (host, is_host) = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(host) => (host, host.parse::<Ipv6Addr>().is_ok()),
+        None => (host, is_dns_name(host) || host.parse::<Ipv4Addr>().is_ok()),
+    };
+    if !is_host {
+        return Err(refused());
+    }
+    let port = port.parse().ok().filter(|port| !matches!(*port, 0 | u16::MAX));
+    let port = port.ok_or_else(|| Refused::new(key, text, FEED_PORT))?;
+    let Some(tls) = of.tls else {
+        let expected = format!("{} too: both sides show a certificate", of.key);
+        return Err(Refused::new(key, text, expected));
+    };
+    Ok(HttpsAddress { host: host.to_owned(), port, tls: tls.clone() })
+}
+
+/// A name that DNS has and a certificate can be for: its last part is no number, which would be an address.
+pub(super) fn is_dns_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    text.len() <= 253
+        && text.split('.').all(is_label)
+        && !text.rsplit('.').next().is_some_and(is_number)
 }
 
 /// `tcp://HOST:PORT` or `ipc://PATH`, as ZMQ takes them.

@@ -1,9 +1,11 @@
 //! From the file as written to a checked [`Config`].
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::address::TlsOf;
 use super::error::Refused;
 use super::features;
 use super::plugins::routing;
@@ -11,19 +13,31 @@ use super::raw::{
     Raw, RawEndpoint, RawEnvoy, RawGateway, RawMeter, RawModel, RawPool, RawSnapshot,
 };
 use super::{
-    Config, Endpoint, EngineKind, Envoy, FeedAddress, Gateway, Meter, Metrics, Model, ModelSource,
-    Pool, Snapshot,
+    Config, Endpoint, EngineKind, Envoy, FeedAddress, FeedTls, Gateway, Meter, Metrics, Model,
+    ModelSource, Pool, Snapshot,
 };
-use super::{address, carrier, discovery, envoy_gateway, istio, rewrites};
+use super::{address, carrier, discovery, envoy_gateway, feed_tls, istio, rewrites};
 
 /// Envoy's own names of its log levels.
 const LOG_LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
 
 pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refused> {
-    let envoy = envoy(raw.envoy.unwrap_or_default(), base)?;
+    let mut raw_envoy = raw.envoy.unwrap_or_default();
+    let daemon_tls = raw.feed_tls.map(|raw| feed_tls::daemon(raw, base)).transpose()?;
+    let listener_tls = raw_envoy.feed_tls.take().map(|raw| feed_tls::listener(raw, base));
+    let listener_tls = listener_tls.transpose()?;
+    let envoy = envoy(raw_envoy, listener_tls.as_ref(), base)?;
     let metrics = raw.metrics.unwrap_or_default();
     let gateways = match raw.gateways {
-        Some(list) => gateways(list, &envoy, base)?,
+        Some(list) => gateways(list, &envoy, daemon_tls.as_ref(), base)?,
+        // What it listens at is not where the daemon finds it, and not what its certificate is for.
+        None if matches!(envoy.feed, FeedAddress::Https(_)) => {
+            return Err(Refused {
+                key: "gateways".into(),
+                value: "nothing".into(),
+                expected: format!("the gateways that listen at envoy.feed, {}", envoy.feed),
+            });
+        }
         None => vec![Gateway {
             name: "gw-0".to_owned(),
             feed: envoy.feed.clone(),
@@ -31,6 +45,7 @@ pub(super) fn check(raw: Raw, file: &Path, base: &Path) -> Result<Config, Refuse
             resources: None,
         }],
     };
+    feed_tls::are_of_use(daemon_tls.as_ref(), &gateways, listener_tls.as_ref(), &envoy.feed)?;
     let pools = pools(raw.pools, base)?;
     let mut warnings = warnings(&gateways, &envoy.feed);
     warnings.extend(names_never_asked(&pools));
@@ -115,7 +130,13 @@ fn snapshot(raw: RawSnapshot) -> Result<Snapshot, Refused> {
     Ok(Snapshot { interval: Duration::from_secs(interval) })
 }
 
-fn gateways(list: Vec<RawGateway>, envoy: &Envoy, base: &Path) -> Result<Vec<Gateway>, Refused> {
+fn gateways(
+    list: Vec<RawGateway>,
+    envoy: &Envoy,
+    tls: Option<&FeedTls>,
+    base: &Path,
+) -> Result<Vec<Gateway>, Refused> {
+    let of = TlsOf { key: feed_tls::DAEMON, tls };
     if list.is_empty() {
         return Err(Refused::new("gateways", list, "at least one, or leave the key out"));
     }
@@ -126,7 +147,7 @@ fn gateways(list: Vec<RawGateway>, envoy: &Envoy, base: &Path) -> Result<Vec<Gat
         let key = format!("gateways[{i}]");
         let name = name(&format!("{key}.name"), raw.name)?;
         unique(&format!("{key}.name"), &name, &mut names)?;
-        let feed = address::feed(&format!("{key}.feed"), &raw.feed, base)?;
+        let feed = address::feed(&format!("{key}.feed"), &raw.feed, base, of)?;
         if feeds.contains(&feed) {
             return Err(Refused::new(format!("{key}.feed"), raw.feed, "each feed once"));
         }
@@ -153,7 +174,12 @@ fn gateways(list: Vec<RawGateway>, envoy: &Envoy, base: &Path) -> Result<Vec<Gat
 }
 
 fn warnings(gateways: &[Gateway], feed: &FeedAddress) -> Vec<String> {
-    if gateways.iter().any(|gateway| gateway.feed == *feed) {
+    // By TLS a gateway has a name of its own, which its listener does not know.
+    let is_at = |gateway: &Gateway| match (&gateway.feed, feed) {
+        (FeedAddress::Https(gateway), FeedAddress::Https(feed)) => gateway.port == feed.port,
+        (gateway, feed) => gateway == feed,
+    };
+    if gateways.iter().any(is_at) {
         return Vec::new();
     }
     vec![format!("envoy.feed is {feed}, to which no entry of gateways posts")]
@@ -413,10 +439,18 @@ fn meter(raw: RawMeter) -> Result<Meter, Refused> {
     Ok(Meter { share_ratio: raw.share, include_usage: raw.include_usage })
 }
 
-fn envoy(raw: RawEnvoy, base: &Path) -> Result<Envoy, Refused> {
+fn envoy(raw: RawEnvoy, tls: Option<&FeedTls>, base: &Path) -> Result<Envoy, Refused> {
     if !LOG_LEVELS.contains(&raw.log_level.as_str()) {
         let expected = format!("one of {}", LOG_LEVELS.join(", "));
         return Err(Refused::new("envoy.logLevel", raw.log_level, expected));
+    }
+    let feed =
+        address::feed("envoy.feed", &raw.feed, base, TlsOf { key: feed_tls::LISTENER, tls })?;
+    if let FeedAddress::Https(address) = &feed
+        && address.host.parse::<IpAddr>().is_err()
+    {
+        let expected = "the IP address to listen at, like https://0.0.0.0:9500";
+        return Err(Refused::new("envoy.feed", raw.feed, expected));
     }
     Ok(Envoy {
         listen: address::canonical("envoy.listen", &raw.listen)?,
@@ -425,7 +459,7 @@ fn envoy(raw: RawEnvoy, base: &Path) -> Result<Envoy, Refused> {
             &raw.admin,
             "Envoy's admin interface can end the process",
         )?,
-        feed: address::feed("envoy.feed", &raw.feed, base)?,
+        feed,
         feed_mode: feed_mode(&raw.feed_mode)?,
         modules: address::resolve(base, &filled("envoy.modules", raw.modules)?),
         log_level: raw.log_level,

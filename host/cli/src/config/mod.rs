@@ -11,6 +11,7 @@ mod discovery;
 mod envoy_gateway;
 mod error;
 mod features;
+mod feed_tls;
 mod istio;
 mod plugins;
 mod raw;
@@ -23,8 +24,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use address::FeedAddress;
 pub(crate) use address::is_host_and_port;
+pub use address::{FeedAddress, FeedTls, HttpsAddress};
 pub use approximate::ApproximatePrefix;
 pub use carrier::Carrier;
 pub(crate) use discovery::listed;

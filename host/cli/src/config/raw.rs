@@ -17,6 +17,7 @@ pub(super) struct Raw {
     pub(super) admin: String,
     pub(super) kv_events_listen: Option<String>,
     pub(super) gateways: Option<Vec<RawGateway>>,
+    pub(super) feed_tls: Option<RawFeedTls>,
     pub(super) pools: Vec<RawPool>,
     pub(super) metrics: Option<RawMetrics>,
     pub(super) snapshot: Option<RawSnapshot>,
@@ -43,6 +44,26 @@ pub(super) struct RawGateway {
     pub(super) feed: String,
     pub(super) admin: Option<String>,
     pub(super) resources: Option<String>,
+}
+
+/// The daemon's side.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawFeedTls {
+    pub(super) ca: String,
+    pub(super) certificate: String,
+    pub(super) key: String,
+    pub(super) server_name: Option<String>,
+}
+
+/// The gateway's side.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawListenerTls {
+    pub(super) ca: String,
+    pub(super) certificate: String,
+    pub(super) key: String,
+    pub(super) client_name: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -284,6 +305,7 @@ pub(super) struct RawEnvoy {
     pub(super) admin: String,
     pub(super) feed: String,
     pub(super) feed_mode: String,
+    pub(super) feed_tls: Option<RawListenerTls>,
     pub(super) modules: String,
     pub(super) log_level: String,
 }
@@ -295,6 +317,7 @@ impl Default for RawEnvoy {
             admin: "127.0.0.1:9901".to_owned(),
             feed: "unix:run/feed.sock".to_owned(),
             feed_mode: "0660".to_owned(),
+            feed_tls: None,
             modules: "target/wasm".to_owned(),
             log_level: "info".to_owned(),
         }

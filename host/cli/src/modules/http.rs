@@ -25,8 +25,11 @@ pub enum HttpError {
     /// No connection.
     #[error("connect: {0}")]
     Connect(#[source] std::io::Error),
+    /// No connection by TLS.
+    #[error("{}", chain(.0.as_ref()))]
+    Tls(#[from] Box<feed_push::TlsError>),
     /// The connection broke.
-    #[error("{0}")]
+    #[error("{}", chain(.0))]
     Http(#[from] hyper::Error),
     /// The answer broke off or is too long.
     #[error("reading the answer: {0}")]
@@ -40,6 +43,17 @@ pub enum HttpError {
     /// Another answer than 200.
     #[error("it answers {0}")]
     Status(StatusCode),
+}
+
+/// An error with what it comes from.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
 }
 
 pub(super) struct Connection {
@@ -64,6 +78,10 @@ impl Connection {
             FeedAddress::Http(address) => {
                 let stream = TcpStream::connect(address).await.map_err(HttpError::Connect)?;
                 stream.set_nodelay(true).map_err(HttpError::Connect)?;
+                return Self::start(TokioIo::new(stream)).await;
+            }
+            FeedAddress::Https(address) => {
+                let stream = address.target().connect().await.map_err(Box::new)?;
                 return Self::start(TokioIo::new(stream)).await;
             }
         };

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::POOL_HEADER;
+use super::{POOL_HEADER, feed_tls};
 use crate::config::{BUFFER_LIMIT_BYTES, Config, FeedAddress, Meter, Pool};
 
 /// Buffer of a connection where nothing needs a whole body.
@@ -370,6 +370,9 @@ fn private_address(config: &Config, address: &FeedAddress) -> Value {
             json!({"pipe": {"path": path, "mode": config.envoy.feed_mode}})
         }
         FeedAddress::Http(address) => socket_address(*address),
+        FeedAddress::Https(address) => json!({
+            "socket_address": {"address": address.host, "port_value": address.port},
+        }),
     }
 }
 
@@ -415,7 +418,7 @@ pub(super) fn probe_listener(config: &Config, source: &Source<'_>) -> Value {
         "per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES,
         // As many connections as workers reach every worker.
         "connection_balance_config": {"exact_balance": {}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+        "filter_chains": [feed_tls::chain(config, source, manager)],
     })
 }
 
@@ -444,7 +447,7 @@ pub(super) fn feed_listener(config: &Config, source: &Source<'_>) -> Value {
         "name": "feed",
         "address": address,
         "per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES,
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+        "filter_chains": [feed_tls::chain(config, source, manager)],
     })
 }
 

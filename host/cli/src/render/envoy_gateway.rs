@@ -57,6 +57,7 @@ pub fn render(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
     for (name, text) in super::filters_with(&in_places, &modules, output.dir(), &clusters)? {
         output.write(&format!("ecds/{name}.yaml"), text.as_bytes())?;
     }
+    super::feed_tls::write(config, &mut output, "sds")?;
     let mut files = vec![
         ("patch-policy.yaml".to_owned(), vec![patch_policy(config, gateway)]),
         ("backend-traffic-policy.yaml".to_owned(), vec![traffic_policy(config, gateway)]),

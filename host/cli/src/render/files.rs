@@ -65,6 +65,11 @@ impl Output {
         Ok(Self { rendered: Rendered { dir, written: Vec::new(), unchanged: Vec::new() } })
     }
 
+    /// Makes a folder of the output be there.
+    pub(super) fn folder(&self, name: &str) -> Result<(), RenderError> {
+        create_folder(&self.rendered.dir.join(name))
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.rendered.dir
     }

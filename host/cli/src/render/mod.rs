@@ -8,6 +8,7 @@ mod ecds;
 mod envoy;
 mod envoy_gateway;
 mod features;
+mod feed_tls;
 mod files;
 #[cfg(test)]
 mod golden;
@@ -133,6 +134,7 @@ pub fn envoy(config: &Config, out: &Path) -> Result<Rendered, RenderError> {
         files::create_folder(folder)?;
     }
     let paths = modules.write(config, &mut output)?;
+    feed_tls::write(config, &mut output, "sds")?;
     for (name, text) in filters(config, &paths, output.dir())? {
         output.write(&format!("ecds/{name}.yaml"), text.as_bytes())?;
     }

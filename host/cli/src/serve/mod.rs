@@ -183,6 +183,7 @@ fn target(feed: &FeedAddress) -> Target {
     match feed {
         FeedAddress::Unix(path) => Target::Unix(path.clone()),
         FeedAddress::Http(address) => Target::Tcp(address.to_string()),
+        FeedAddress::Https(address) => Target::Tls(address.target()),
     }
 }
 

@@ -168,6 +168,39 @@ fn a_name_that_leads_to_an_earlier_pool_is_a_warning() {
 }
 
 #[test]
+fn each_side_of_a_feed_over_a_network_has_its_files() {
+    let text = format!(
+        "gateways: [{{name: g, feed: 'https://[fd00::1]:9500'}}]\n\
+         feedTls: {{ca: a, certificate: /b, key: c/d, serverName: gw.test}}\n\
+         envoy: {{feed: 'https://[::]:9500', feedTls: {{ca: e, certificate: f, key: g}}}}\n{POOLS}"
+    );
+    let config = accepted(&text);
+    let at = |feed: &FeedAddress| match feed {
+        FeedAddress::Https(address) => address.as_ref().clone(),
+        other => panic!("{other}"),
+    };
+    let daemons = at(&config.gateways[0].feed);
+    assert_eq!((daemons.host.as_str(), daemons.port), ("fd00::1", 9500));
+    let files =
+        |tls: &FeedTls| [&tls.ca, &tls.certificate, &tls.key].map(|p| p.display().to_string());
+    assert_eq!(files(&daemons.tls), ["/etc/epp/a", "/b", "/etc/epp/c/d"]);
+    assert_eq!(daemons.tls.peer_name.as_deref(), Some("gw.test"));
+    let gateways = at(&config.envoy.feed);
+    assert_eq!((gateways.host.as_str(), gateways.port), ("::", 9500));
+    assert_eq!(files(&gateways.tls), ["/etc/epp/e", "/etc/epp/f", "/etc/epp/g"]);
+    assert_eq!(gateways.tls.peer_name, None);
+    assert_eq!(config.gateways[0].feed.to_string(), "https://[fd00::1]:9500");
+    assert_eq!(config.gateways[0].feed.probe().to_string(), "https://[fd00::1]:9501");
+    // The gateway's admin interface is not where its feed listens.
+    assert_eq!(config.gateways[0].admin, None);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    for (key, instead) in [("serverName", "clientName"), ("ca", "cert")] {
+        let error = parsed(&text.replace(key, instead)).expect_err("refused").to_string();
+        assert!(error.contains(&format!("unknown field `{instead}`")), "{error}");
+    }
+}
+
+#[test]
 fn a_gateway_is_known_by_its_admin_interface_its_folder_and_its_probes() {
     let check =
         |gateways: &str, feed: &str, admin: Option<&str>, folder: Option<&str>, probe: &str| {

@@ -122,7 +122,7 @@ fn admin_and_feed_are_on_loopback() {
     );
     refused_beside_pools(
         "gateways: [{name: g, feed: 'http://10.0.0.1:9500'}]",
-        "c.yaml: gateways[0].feed: \"10.0.0.1:9500\" is not accepted: expected a loopback address (127.0.0.0/8 or [::1]): whoever posts to the feed decides the routing",
+        "c.yaml: gateways[0].feed: \"10.0.0.1:9500\" is not accepted: expected a loopback address (127.0.0.0/8 or [::1]): whoever posts to the feed decides the routing; over a network by https://",
     );
     let feed = |text: &str, expected: &str| {
         refused_beside_pools(
@@ -130,7 +130,7 @@ fn admin_and_feed_are_on_loopback() {
             &format!("c.yaml: envoy.feed: {text:?} is not accepted: expected {expected}"),
         );
     };
-    feed("/run/feed.sock", "unix:PATH or http://127.0.0.1:PORT");
+    feed("/run/feed.sock", "unix:PATH, http://127.0.0.1:PORT or https://HOST:PORT");
     feed("unix:", "unix: and the path of a socket");
     for port in ["0", "65535"] {
         let expected = "a port in 1..=65534, and the next one free for probes";
@@ -140,6 +140,78 @@ fn admin_and_feed_are_on_loopback() {
     feed(
         &format!("unix:{long}"),
         &format!("a path of at most 101 bytes (here 102: /etc/epp/{long})"),
+    );
+}
+
+const TLS: &str = "{ca: a.pem, certificate: c/c.pem, key: c/k.pem";
+
+#[test]
+fn a_feed_over_a_network_is_by_mutual_tls() {
+    let feed = |feed: &str, more: &str, key: &str, value: &str, expected: &str| {
+        let text = format!("gateways: [{{name: g, feed: '{feed}'}}]\n{more}");
+        let said = format!("c.yaml: {key}: {value} is not accepted: expected {expected}");
+        refused_beside_pools(&text, &said);
+    };
+    let at = "https://gw.test:9500";
+    let both = "feedTls too: both sides show a certificate";
+    feed(at, "", "gateways[0].feed", &format!("{at:?}"), both);
+    let tls = format!("feedTls: {TLS}}}");
+    for wrong in [
+        "https://gw.test",
+        "https://:9500",
+        "https://gw_test:9500",
+        "https://-gw.test:9500",
+        "https://gw..test:9500",
+        "https://10.0.0.256:9500",
+        "https://fd00::1:9500",
+        "https://[10.0.0.1]:9500",
+        "https://gw.test:9500/feed:1",
+        "https://user@gw.test:9500",
+    ] {
+        let form = "https://HOST:PORT with a DNS name, an IPv4 address or [an IPv6 address]";
+        feed(wrong, &tls, "gateways[0].feed", &format!("{wrong:?}"), form);
+    }
+    for port in ["0", "65535", "65536", "x"] {
+        let wrong = format!("https://gw.test:{port}");
+        let expected = "a port in 1..=65534, and the next one free for probes";
+        feed(&wrong, &tls, "gateways[0].feed", &format!("{wrong:?}"), expected);
+    }
+    // Without files for it, or with files for nothing.
+    let unused = "nothing, as the feed of any gateway is not https://HOST:PORT";
+    feed("unix:/a", &tls, "feedTls.ca", "\"/etc/epp/a.pem\"", unused);
+    let listener = format!("envoy: {{feedTls: {TLS}}}}}");
+    let unused = "nothing, as envoy.feed is not https://HOST:PORT";
+    feed("unix:/a", &listener, "envoy.feedTls.ca", "\"/etc/epp/a.pem\"", unused);
+    let own = "https://0.0.0.0:9500";
+    let both = "envoy.feedTls too: both sides show a certificate";
+    let bare = format!("envoy: {{feed: '{own}'}}");
+    feed("unix:/a", &bare, "envoy.feed", &format!("{own:?}"), both);
+    let named = format!("envoy: {{feed: '{at}', feedTls: {TLS}}}}}");
+    let expected = "the IP address to listen at, like https://0.0.0.0:9500";
+    feed("unix:/a", &named, "envoy.feed", &format!("{at:?}"), expected);
+    for (section, key) in
+        [("feedTls", "serverName"), ("envoy: {feed: 'https://0.0.0.0:1', feedTls", "clientName")]
+    {
+        for name in ["*.test", "", "10.0.0.1", "a b"] {
+            let end = if key == "clientName" { "}" } else { "" };
+            let text = format!("{section}: {TLS}, {key}: '{name}'}}{end}");
+            let expected = "a DNS name that stands in the certificate, no pattern";
+            let path = if key == "clientName" { "envoy.feedTls" } else { "feedTls" };
+            feed(at, &text, &format!("{path}.{key}"), &format!("{name:?}"), expected);
+        }
+    }
+    // Where it listens is not where it is found.
+    let alone = format!("envoy: {{feed: '{own}', feedTls: {TLS}}}}}");
+    refused_beside_pools(
+        &alone,
+        &format!(
+            "c.yaml: gateways: nothing is not accepted: expected the gateways that listen at envoy.feed, {own}"
+        ),
+    );
+    let twice = "gateways: [{name: g, feed: 'https://a:1'}, {name: h, feed: 'https://a:2'}]\n";
+    refused_beside_pools(
+        &format!("{twice}{tls}"),
+        "c.yaml: gateways[1].feed: \"https://a:2\" is not accepted: expected an address of which neither it nor its probes' is another gateway's",
     );
 }
 

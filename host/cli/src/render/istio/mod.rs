@@ -51,6 +51,7 @@ pub fn render(config: &Config, scorers: Scorers, out: &Path) -> Result<Rendered,
     }
     let mut output = Output::create_in(out, &["modules"])?;
     let modules = super::modules_of_pods(config, &mut output, &istio.modules_path)?;
+    super::feed_tls::write(config, &mut output, "modules")?;
     let clusters = istio.pools.iter().map(|pool| (pool.pool.clone(), pool.cluster())).collect();
     let filters = ecds::filters(config, &modules, &BTreeMap::new(), &clusters);
     let files = resources(config, istio, scorers, filters);

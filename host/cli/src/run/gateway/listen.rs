@@ -49,6 +49,11 @@ impl Listener {
         let path = match address {
             FeedAddress::Http(address) => return Self::tcp(kind, *address).await,
             FeedAddress::Unix(path) => path,
+            FeedAddress::Https(_) => {
+                let reason = "only Envoy serves the feed by TLS: name a unix:PATH for this";
+                let source = std::io::Error::new(std::io::ErrorKind::Unsupported, reason);
+                return Err(refused(address, source));
+            }
         };
         let bound = bind(path, mode).await.map_err(|source| refused(address, source))?;
         Ok(Self { kind, socket: Socket::Unix(bound, path.clone()) })
