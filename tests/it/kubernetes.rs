@@ -11,7 +11,7 @@ use testbed::{Stand, StandOptions, get, root, wasm_epp};
 
 use crate::feed_tls::pki::{self, Mounted, Pki};
 use crate::feed_tls::two_ports;
-use crate::support::{COMPLETIONS, Protocol, completion, prose, served, teach};
+use crate::support::{COMPLETIONS, Protocol, completion, go_program, prose, served, teach};
 
 const OVERLAYS: [&str; 3] = ["sidecar", "per-node", "shared"];
 
@@ -266,28 +266,11 @@ fn the_role_reads_and_no_more(overlay: &str, resources: &[Value], workload: &Val
     assert_eq!(workload["spec"]["template"]["spec"]["serviceAccountName"], *account);
 }
 
-/// Decoded into the API's own types, strictly. Go is in no list of what is needed here, so it may be missing.
+/// Decoded into the API's own types, strictly.
 #[test]
 fn resources_are_of_the_kubernetes_api() {
     let scratch = tempfile::tempdir().unwrap();
-    let program = scratch.path().join("resources");
-    let mut build = Command::new("go");
-    build
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(".")
-        .current_dir(root().join("tests/go/resources"));
-    match build.output() {
-        Ok(built) if built.status.success() => {}
-        Ok(built) => {
-            eprintln!("skipped: go build: {}", String::from_utf8_lossy(&built.stderr));
-            return;
-        }
-        Err(error) => {
-            eprintln!("skipped: no Go: {error}");
-            return;
-        }
-    }
+    let Some(program) = go_program("resources", scratch.path()) else { return };
     let decode = |text: &str| {
         let mut child =
             Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

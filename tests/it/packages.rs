@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use testbed::{root, wasm_epp};
 
-use crate::support::sha256;
+use crate::support::{go_program, sha256};
 
 /// A static binary of amd64 that exits: the head of a 64-bit ELF file and one segment to load.
 fn tiny_binary() -> Vec<u8> {
@@ -303,27 +303,10 @@ fn bills_are_of_the_crates(packaged: &BTreeMap<PathBuf, Vec<u8>>) {
     assert!(modules < daemon, "{modules} {daemon}");
 }
 
-/// By go-containerregistry, through a registry. Go is in no list of what is needed here, so it may be missing.
+/// By go-containerregistry, through a registry.
 fn gos_library_agrees(images: &Path, out: &Path, modules: &Path) {
-    let source = root().join("tests/go/packages");
-    let program = out.with_file_name("packages");
-    let built = Command::new("go")
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(".")
-        .current_dir(source)
-        .output();
-    match built {
-        Ok(built) if built.status.success() => {}
-        Ok(built) => {
-            eprintln!("skipped: go build: {}", String::from_utf8_lossy(&built.stderr));
-            return;
-        }
-        Err(error) => {
-            eprintln!("skipped: no Go: {error}");
-            return;
-        }
-    }
+    let folder = out.parent().unwrap();
+    let Some(program) = go_program("packages", folder) else { return };
     std::fs::create_dir(out).unwrap();
     let said = String::from_utf8(run(Command::new(&program).arg(images).arg(out))).unwrap();
     assert!(said.contains("wasm-epp: no module: no plugin.wasm in the last layer"), "{said}");

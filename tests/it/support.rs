@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::rc::Rc;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use testbed::{Answer, PodScores, Stand, get};
+use testbed::{Answer, PodScores, Stand, get, root};
 
 use crate::wire::{self, Parts};
 
@@ -162,6 +164,21 @@ pub(crate) async fn counters(stand: &Stand, prefix: &str) -> BTreeMap<String, u6
         Some((name.strip_suffix("_total")?.to_owned(), value.parse().ok()?))
     });
     named.collect()
+}
+
+/// Builds `tests/go/NAME` into the folder. `None`, having said so, unless `WASM_EPP_GO` is set: Kubernetes' types
+/// alone take a machine minutes.
+pub(crate) fn go_program(name: &str, folder: &Path) -> Option<PathBuf> {
+    if std::env::var_os("WASM_EPP_GO").is_none() {
+        eprintln!("skipped: tests/go/{name} is built and run where WASM_EPP_GO is set");
+        return None;
+    }
+    let program = folder.join(name);
+    let mut build = Command::new("go");
+    build.args(["build", "-o"]).arg(&program).arg(".");
+    let built = build.current_dir(root().join("tests/go").join(name)).output().expect("Go");
+    assert!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
+    Some(program)
 }
 
 /// Runs the cases of one stand after each other; a failed one does not hide the rest.

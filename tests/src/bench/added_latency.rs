@@ -8,6 +8,7 @@
 mod cell;
 mod collapse;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -104,12 +105,19 @@ pub(crate) async fn run(flags: &Flags) -> Result<Report> {
         }
         let idle = idle(&arms).await?;
         let mut rows = Vec::new();
+        // Engines announce a prompt once.
+        let mut by_tokens = BTreeMap::new();
         for &tokens in &flags.tokens {
-            rows.extend(latency(&arms, tokens, &idle, &flags).await?);
+            let held = hold(&arms, tokens * BYTES_PER_TOKEN).await?;
+            rows.extend(latency(&arms, tokens, &held, &idle, &flags).await?);
+            by_tokens.insert(tokens, held.0);
         }
         let mut collapses = Vec::new();
         for &tokens in &flags.collapse_tokens {
-            let shots = hold(&arms, tokens * BYTES_PER_TOKEN).await?.0;
+            let shots = match by_tokens.get(&tokens) {
+                Some(shots) => Arc::clone(shots),
+                None => hold(&arms, tokens * BYTES_PER_TOKEN).await?.0,
+            };
             collapses.extend(collapse::run(&arms, tokens, &shots, &flags).await?);
         }
         let shots = hold(&arms, cell::BYTES).await?.0;
@@ -227,9 +235,14 @@ impl Rounds {
     }
 }
 
-async fn latency(arms: &Arms, tokens: usize, idle: &[f64], flags: &Flags) -> Result<Vec<Row>> {
+async fn latency(
+    arms: &Arms,
+    tokens: usize,
+    (shots, held): &(Arc<Vec<Shot>>, f64),
+    idle: &[f64],
+    flags: &Flags,
+) -> Result<Vec<Row>> {
     let bytes = tokens * BYTES_PER_TOKEN;
-    let (shots, held) = hold(arms, bytes).await?;
     let rate_per_s = (MAX_BYTES_PER_S / bytes as f64).min(MAX_RATE);
     let requests = (rate_per_s * flags.window().as_secs_f64()) as usize;
     let mut rounds: Vec<Rounds> = arms.all.iter().map(|_| Rounds::default()).collect();
@@ -239,7 +252,7 @@ async fn latency(arms: &Arms, tokens: usize, idle: &[f64], flags: &Flags) -> Res
         for turn in 0..arms.all.len() {
             let which = (turn + round) % arms.all.len();
             let arm = &arms.all[which];
-            let (outcome, spent) = offered(arm, &shots, offer).await?;
+            let (outcome, spent) = offered(arm, shots, offer).await?;
             let answered = outcome.answered.len();
             ensure!(
                 answered == requests,
@@ -272,7 +285,7 @@ async fn latency(arms: &Arms, tokens: usize, idle: &[f64], flags: &Flags) -> Res
             arm: arm.name,
             tokens,
             rate_per_s,
-            held_ratio: held,
+            held_ratio: *held,
             p50_ms: median(&all),
             p99_ms: quantile(&all, 0.99),
             added_p50_ms: over(&of.p50s(), &base.p50s()),
