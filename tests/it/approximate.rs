@@ -8,6 +8,12 @@ use testbed::{Answer, Client, EngineOptions, Stand, StandOptions};
 
 use crate::support::{BOTH, COMPLETIONS, Protocol, cases, line, prose, served};
 
+/// By default the request before, where a worker does not know yet that it has ended, outweighs half a prompt.
+const ROUTING: &str = "
+routing:
+  scorers: [{type: prefix-cache, weight: 20}, {type: queue, weight: 2}, {type: no-hit-lru, weight: 2}]
+";
+
 /// Tokens of the small caches.
 const CACHE_TOKENS: u64 = 400 * 16;
 
@@ -17,6 +23,7 @@ fn stand(blocks: u32, announced: bool) -> StandOptions {
         engines: vec![EngineOptions { flags: flags.into() }; 3],
         workers: 2,
         engines_connect: !announced,
+        more_config: ROUTING.into(),
         ..StandOptions::default()
     }
 }
