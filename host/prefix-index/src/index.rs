@@ -378,7 +378,8 @@ impl Index {
 
     /// What is listed under a stride's key; `None` when nothing is.
     pub fn stride(&self, key: StrideKey) -> Option<Stride> {
-        let stride = self.listing(self.strides.find(key)?);
+        let mut stride = Stride::default();
+        self.list(self.strides.find(key)?, &mut stride);
         (!stride.holders.is_empty()).then_some(stride)
     }
 
@@ -395,9 +396,14 @@ impl Index {
     pub fn encode_bucket(&self, bucket: u32, epoch: u64) -> (Vec<u8>, u32) {
         let mut writer = BucketWriter::new(epoch);
         let (mut gpu, mut offloaded) = (Vec::new(), Vec::new());
+        let mut stride = Stride::default();
+        let entries = self.strides.bucket(bucket);
+        // Nodes are in no cache, and memory answers many loads at once if none waits for another.
+        let ahead = entries.iter().filter_map(|entry| Some(self.nodes.get(entry.node)?.held.len()));
+        std::hint::black_box(ahead.sum::<usize>());
         // Newest first, so that what does not fit is the oldest.
-        for entry in self.strides.bucket(bucket).iter().rev() {
-            let stride = self.listing(entry);
+        for entry in entries.iter().rev() {
+            self.list(entry, &mut stride);
             if stride.holders.is_empty() {
                 continue;
             }
@@ -418,9 +424,12 @@ impl Index {
         (writer.finish(), dropped)
     }
 
-    /// Holders sorted by slot, each slot once; on the GPU wins.
-    fn listing(&self, entry: &StrideEntry) -> Stride {
-        let mut stride = Stride { tokens: entry.tokens, ..Stride::default() };
+    /// What is listed of the entry, in place of what `stride` said. Holders sorted by slot, each slot
+    /// once; on the GPU wins.
+    fn list(&self, entry: &StrideEntry, stride: &mut Stride) {
+        stride.tokens = entry.tokens;
+        stride.holders.clear();
+        stride.resumes.clear();
         for id in self.strides.nodes(entry) {
             let Some(node) = self.nodes.get(id) else { continue };
             for held in node.held.iter().filter(|held| held.reach != Reach::No) {
@@ -438,7 +447,6 @@ impl Index {
         stride.holders.dedup_by_key(|holder| holder.slot);
         stride.resumes.sort_unstable_by_key(|(slot, tokens)| (*slot, std::cmp::Reverse(*tokens)));
         stride.resumes.dedup_by_key(|(slot, _)| *slot);
-        stride
     }
 
     fn find(&self, slot: u16, hash: EngineHash) -> Option<NodeId> {

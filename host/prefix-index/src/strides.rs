@@ -13,7 +13,8 @@ pub(crate) struct StrideEntry {
     pub(crate) key: StrideKey,
     /// Tokens wholly before the stride's end, as the first node to end it counts them.
     pub(crate) tokens: u32,
-    node: NodeId,
+    /// The first node to end it that still does.
+    pub(crate) node: NodeId,
 }
 
 /// Buckets that share one list. A list per bucket would be reallocated every few strides and keep a
