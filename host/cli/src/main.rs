@@ -264,7 +264,7 @@ fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("wasm-epp: {error:#}");
+            eprintln!("wasm-epp: {}", message(&error));
             let usage = error.downcast_ref::<config::ConfigError>().is_some()
                 || error.downcast_ref::<import::ImportError>().is_some()
                 || error.downcast_ref::<run::RunError>().is_some_and(run::RunError::is_usage)
@@ -282,6 +282,13 @@ fn main() -> ExitCode {
             ExitCode::from(if usage { USAGE } else { 1 })
         }
     }
+}
+
+/// An error with its causes, less those that it says itself.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |said, cause| {
+        if said.contains(&cause) { said } else { format!("{said}: {cause}") }
+    })
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
