@@ -8,7 +8,8 @@ use testbed::{Answer, Client, EngineOptions, Stand, StandOptions};
 
 use crate::support::{BOTH, COMPLETIONS, Protocol, cases, line, prose, served};
 
-/// By default the request before, where a worker does not know yet that it has ended, outweighs half a prompt.
+/// That a prompt is remembered is what is tested: at the default weights a load that differs by one request
+/// outweighs half a prompt.
 const ROUTING: &str = "
 routing:
   scorers: [{type: prefix-cache, weight: 20}, {type: queue, weight: 2}, {type: no-hit-lru, weight: 2}]
